@@ -1,0 +1,2 @@
+//! The outside tests. 
+fn main() {}

@@ -7,6 +7,7 @@
 pub mod clone;
 pub mod fd;
 pub mod process;
+pub mod seccomp;
 pub mod tty;
 
 use std::fmt;

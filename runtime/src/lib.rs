@@ -8,4 +8,6 @@
 //!
 //! The library is synchronous and never starts a thread.
 
+pub mod bundle;
+pub mod log;
 pub mod sys;

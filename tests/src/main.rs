@@ -1,2 +1,2 @@
-//! The outside tests. 
+//! The outside tests.
 fn main() {}

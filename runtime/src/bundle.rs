@@ -30,10 +30,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::de::DeserializeOwned;
 
 use crate::log;
+use crate::sys::Named as _;
 
 /// Name of the configuration in a bundle.
 pub const CONFIG: &str = "config.json";
@@ -106,6 +107,17 @@ pub fn load_process(file: &Path) -> Result<Process> {
     Ok(process)
 }
 
+/// Checks a process that does not come from a file (an exec request, overrides on a command line); returns the warnings.
+/// Fields are named without the leading `process.`.
+pub fn check_process(process: &Process) -> Result<Vec<String>> {
+    validate_process::process(process, "")
+}
+
+/// Checks limits to be set on a running container. Fields are named without the leading `linux.resources.`.
+pub fn check_resources(resources: &LinuxResources) -> Result<()> {
+    validate_resources::resources(resources, "")
+}
+
 /// Reads a small JSON file that a caller names: a regular file of at most `limit` bytes, and not empty. Never waits, whatever
 /// the path is (FIFO, terminal, socket).
 pub fn read_config(path: &Path, limit: u64) -> Result<Vec<u8>> {
@@ -115,15 +127,15 @@ pub fn read_config(path: &Path, limit: u64) -> Result<Vec<u8>> {
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)
     };
-    let file = open().with_context(|| format!("open {path:?}"))?;
-    let metadata = file.metadata().with_context(|| format!("stat {path:?}"))?;
+    let file = open().call(|| format!("open({path:?})"))?;
+    let metadata = file.metadata().call(|| format!("fstat({path:?})"))?;
     if !metadata.is_file() {
         bail!("{path:?}: not a regular file");
     }
     if metadata.len() > limit {
         bail!("{path:?}: {} bytes: must be at most {limit}", metadata.len());
     }
-    let raw = read_to_end(&file, metadata.len(), limit).with_context(|| format!("read {path:?}"))?;
+    let raw = read_to_end(&file, metadata.len(), limit).with_context(|| format!("{path:?}"))?;
     if raw.iter().all(u8::is_ascii_whitespace) {
         bail!("{path:?}: is empty");
     }
@@ -135,7 +147,7 @@ fn read_to_end(mut file: &File, size: u64, limit: u64) -> Result<Vec<u8>> {
     let mut raw = vec![0; usize::try_from(size)? + 1];
     let mut filled = 0;
     loop {
-        let n = file.read(&mut raw[filled..])?;
+        let n = file.read(&mut raw[filled..]).call(|| "read".into())?;
         filled += n;
         // One byte of room is left after the expected size: a short read there is the end.
         if n == 0 || (filled as u64 == size && filled < raw.len()) {

@@ -9,5 +9,6 @@
 //! The library is synchronous and never starts a thread.
 
 pub mod bundle;
+pub mod container;
 pub mod log;
 pub mod sys;

@@ -25,6 +25,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
+use crate::sys::Named as _;
+
 /// How a line is written (`--log-format`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
@@ -103,7 +105,8 @@ fn open(path: &Path) -> Result<File> {
         // A FIFO without a reader is an error instead of a hang; regular files ignore the flag.
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)
-        .with_context(|| format!("--log: open {path:?}"))
+        .call(|| format!("open({path:?})"))
+        .context("--log")
 }
 
 /// Drops every later message of this process: for a child about to close its descriptors.
@@ -311,6 +314,6 @@ mod tests {
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let error = open(&path);
         std::fs::remove_file(&path).unwrap();
-        assert!(format!("{:#}", error.unwrap_err()).contains("--log: open"));
+        assert!(format!("{:#}", error.unwrap_err()).starts_with("--log: open("));
     }
 }

@@ -521,7 +521,7 @@ fn devices_have_an_absolute_path_a_type_and_numbers_in_range() {
         assert_eq!(
             refused("/linux/devices", json!([value])),
             format!("linux.devices[0].{text}")
-        )
+        );
     };
     is(
         json!({"path": "dev/x", "type": "c"}),
@@ -621,7 +621,7 @@ fn limits_out_of_range_are_named() {
         assert_eq!(
             refused(&format!("/linux/resources/{pointer}"), value),
             format!("linux.resources.{text}")
-        )
+        );
     };
     is(
         "pids/limit",

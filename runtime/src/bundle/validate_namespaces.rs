@@ -64,7 +64,7 @@ impl Namespaces {
     }
 
     /// Whether the namespace is made for the container.
-    pub(super) fn new(self, typ: LinuxNamespaceType) -> bool {
+    pub(super) fn is_new(self, typ: LinuxNamespaceType) -> bool {
         self.new & typ as u32 != 0
     }
 
@@ -98,7 +98,7 @@ fn identity(linux: &Linux, namespaces: Namespaces) -> Result<()> {
     for (field, list) in fields {
         let list = list.as_deref().unwrap_or_default();
         if list.is_empty() {
-            if namespaces.new(USER) {
+            if namespaces.is_new(USER) {
                 bail!("{field}: missing; a new namespace of type \"user\" needs it");
             }
             continue;

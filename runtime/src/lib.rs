@@ -8,5 +8,8 @@
 //!
 //! The library is synchronous and never starts a thread.
 
+pub mod bundle;
+pub mod container;
+pub mod log;
 pub mod seccomp;
 pub mod sys;

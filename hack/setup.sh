@@ -6,7 +6,7 @@
 set -euo pipefail
 exec </dev/null # no script here reads a keyboard; this also covers a caller without standard input
 umask 022
-export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive CARGO_TERM_PROGRESS_WHEN=never
+export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive CARGO_TERM_COLOR=never CARGO_TERM_PROGRESS_WHEN=never
 HOME=${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}
 HOME=${HOME:-/root}
 USER=${USER:-$(id -un)}

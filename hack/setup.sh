@@ -157,12 +157,17 @@ install_rust() {
   fi
 }
 
-# fetch_crates: all that Cargo.lock names, once; cargo stays offline afterwards, so no later step can meet the network.
+# fetch_crates: all that the lock files name, once; cargo stays offline afterwards, so no later step can meet the network.
 fetch_crates() {
-  local fetch=(cargo fetch --locked --target "$RUST_TARGET" --manifest-path "$ROOT/Cargo.toml")
-  if ! "${fetch[@]}" --offline >/dev/null 2>&1; then
-    say 'downloading crates'
-    retry 5 env CARGO_NET_OFFLINE=false CARGO_NET_RETRY=5 timeout --kill-after=10 900 "${fetch[@]}" >&2 || die 'could not download the crates that Cargo.lock names'
-  fi
+  local manifest fetch
+  for manifest in "$ROOT/Cargo.toml" "$ROOT/fuzz/Cargo.toml"; do
+    [ -e "$manifest" ] || continue
+    fetch=(cargo fetch --locked --target "$RUST_TARGET" --manifest-path "$manifest")
+    if ! "${fetch[@]}" --offline >/dev/null 2>&1; then
+      say "downloading the crates of ${manifest#"$ROOT/"}"
+      retry 5 env CARGO_NET_OFFLINE=false CARGO_NET_RETRY=5 timeout --kill-after=10 900 "${fetch[@]}" >&2 ||
+        die "could not download the crates of ${manifest#"$ROOT/"}"
+    fi
+  done
   export CARGO_NET_OFFLINE=true
 }

@@ -11,5 +11,6 @@
 pub mod bundle;
 pub mod container;
 pub mod log;
+pub mod sealed_exe;
 pub mod seccomp;
 pub mod sys;

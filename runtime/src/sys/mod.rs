@@ -5,6 +5,7 @@
 //! an error prints itself: `mount("proc", "/proc", "proc", NOSUID): Operation not permitted`.
 
 pub mod clone;
+pub mod exe;
 pub mod fd;
 pub mod process;
 pub mod seccomp;

@@ -1,0 +1,3 @@
+//! The tests, one file per area.
+
+mod lifecycle;

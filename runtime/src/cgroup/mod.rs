@@ -25,7 +25,9 @@ mod join;
 mod layout;
 mod limits;
 mod members;
+mod oom;
 mod program;
+mod stats;
 mod systemd;
 mod watch;
 
@@ -39,6 +41,8 @@ use create::Made;
 use dir::Dir;
 pub use join::JoinTarget;
 pub use layout::{Hierarchy, Layout};
+pub use oom::{OomEvent, OomWatch};
+pub use stats::Stats;
 
 use crate::sys;
 

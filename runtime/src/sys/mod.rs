@@ -4,6 +4,7 @@
 //! `pidfd`, `seccomp`, the mount file descriptors, `bpf`, ...) and gives every failure the call that failed, so that
 //! an error prints itself: `mount("proc", "/proc", "proc", NOSUID): Operation not permitted`.
 
+pub mod bpf;
 pub mod clone;
 pub mod exe;
 pub mod fd;

@@ -8,4 +8,5 @@
 //!
 //! The library is synchronous and never starts a thread.
 
+pub mod rootfs;
 pub mod sys;

@@ -6,6 +6,8 @@
 
 pub mod clone;
 pub mod fd;
+pub mod mount;
+pub mod open;
 pub mod process;
 pub mod tty;
 

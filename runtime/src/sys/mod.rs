@@ -8,6 +8,8 @@ pub mod bpf;
 pub mod clone;
 pub mod exe;
 pub mod fd;
+pub mod mount;
+pub mod open;
 pub mod process;
 pub mod seccomp;
 pub mod tty;

@@ -14,7 +14,7 @@ use super::{Command, Global, ON_ONE_CONTAINER};
 pub(super) static COMMAND: Command = Command {
     name: "create",
     summary: "create a container",
-    description: "The container is made from a bundle, a directory with a config.json and a root filesystem; \n   \
+    description: "The container is made from a bundle, a directory with a config.json and a root filesystem;\n   \
                   its process does not run before \"start\". The id is unique on the host.",
     flags: &[
         BUNDLE,

@@ -15,7 +15,7 @@ pub(super) static COMMAND: Command = Command {
     name: "run",
     summary: "create and run a container",
     arguments: "<container-id> | <bundle>",
-    description: "The argument is the id of the new container. Where it is a directory with a config.json, no --bundle is \n   \
+    description: "The argument is the id of the new container. Where it is a directory with a config.json, no --bundle is\n   \
                   given and the current directory holds no config.json, it is the bundle, and its last component the id.",
     flags: &[
         create::BUNDLE,

@@ -17,6 +17,6 @@ pub mod namespace;
 pub mod process;
 pub mod procfs;
 pub mod rootfs;
-pub mod seccomp;
 pub mod sealed_exe;
+pub mod seccomp;
 pub mod sys;

@@ -85,7 +85,10 @@ const SECCOMP_FLAGS: [(&str, Option<u32>); 4] = [
     ("SECCOMP_FILTER_FLAG_LOG", Some(FLAG_LOG)),
     ("SECCOMP_FILTER_FLAG_SPEC_ALLOW", Some(FLAG_SPEC_ALLOW)),
     ("SECCOMP_FILTER_FLAG_TSYNC", None),
-    ("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", Some(FLAG_WAIT_KILLABLE_RECV)),
+    (
+        "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+        Some(FLAG_WAIT_KILLABLE_RECV),
+    ),
 ];
 
 fn run(_: &Global, _: &Parsed) -> Result<i32> {
@@ -97,17 +100,32 @@ fn features() -> Features {
     Features {
         oci_version_min: "1.0.0",
         oci_version_max: super::OCI_VERSION,
-        hooks: &["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
+        hooks: &[
+            "prestart",
+            "createRuntime",
+            "createContainer",
+            "startContainer",
+            "poststart",
+            "poststop",
+        ],
         mount_options: mount_options(),
         linux: Linux {
             namespaces: &["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             capabilities: capabilities(),
-            cgroup: Cgroup { v1: true, v2: true, systemd: SYSTEMD, systemd_user: false, rdma: true },
+            cgroup: Cgroup {
+                v1: true,
+                v2: true,
+                systemd: SYSTEMD,
+                systemd_user: false,
+                rdma: true,
+            },
             seccomp: seccomp(),
             apparmor: Enabled { enabled: true },
             selinux: Enabled { enabled: true },
             intel_rdt: Enabled { enabled: false },
-            mount_extensions: MountExtensions { idmap: Enabled { enabled: true } },
+            mount_extensions: MountExtensions {
+                idmap: Enabled { enabled: true },
+            },
             net_devices: Enabled { enabled: false },
         },
         annotations: BTreeMap::from([
@@ -151,7 +169,11 @@ fn seccomp() -> Seccomp {
         ],
         archs: ARCHS,
         known_flags: SECCOMP_FLAGS.iter().map(|(name, _)| *name).collect(),
-        supported_flags: SECCOMP_FLAGS.iter().filter(|(_, flag)| works(*flag)).map(|(name, _)| *name).collect(),
+        supported_flags: SECCOMP_FLAGS
+            .iter()
+            .filter(|(_, flag)| works(*flag))
+            .map(|(name, _)| *name)
+            .collect(),
     }
 }
 
@@ -217,7 +239,10 @@ mod tests {
     #[test]
     fn capabilities_are_in_the_kernels_order() {
         let all = capabilities();
-        assert_eq!((all[0].as_str(), all[40].as_str()), ("CAP_CHOWN", "CAP_CHECKPOINT_RESTORE"));
+        assert_eq!(
+            (all[0].as_str(), all[40].as_str()),
+            ("CAP_CHOWN", "CAP_CHECKPOINT_RESTORE")
+        );
         assert_eq!(all.len(), 41);
     }
 }

@@ -90,14 +90,10 @@ pub(crate) fn plan_unified(
     for word in &options.data {
         parameters.push(tree::parameter(word)?);
     }
+    let source = mount.source().as_ref().map(c_string).transpose()?;
     Ok(Step::Filesystem {
-        filesystem: Filesystem {
-            fs_type: c"cgroup2".into(),
-            source: mount.source().as_ref().map(c_string).transpose()?,
-            parameters,
-            attributes: options.change.set,
-            fallback: Some(c_string(host)?),
-        },
+        filesystem: Filesystem::new(c"cgroup2", source, parameters, options.change.set)
+            .or(Some(c_string(host)?)),
         attributes: Attributes::after(options.recursive_change, options.propagation),
         inherit_mode: false,
         copy_up: false,
@@ -134,13 +130,12 @@ pub(crate) fn plan_legacy(
         },
         hierarchies,
         links,
-        tmpfs: Filesystem {
-            fs_type: c"tmpfs".into(),
-            source: Some(c"tmpfs".into()),
-            parameters: vec![(c"mode".into(), Some(c"755".into()))],
-            attributes: attr::NOSUID | attr::NODEV | attr::NOEXEC,
-            fallback: None,
-        },
+        tmpfs: Filesystem::new(
+            c"tmpfs",
+            Some(c"tmpfs".into()),
+            vec![(c"mode".into(), Some(c"755".into()))],
+            attr::NOSUID | attr::NODEV | attr::NOEXEC,
+        ),
         attributes: Attributes::after(options.recursive_change, options.propagation),
         change: options.change,
         read_only: options.change.set & attr::RDONLY != 0,

@@ -22,6 +22,8 @@ mod options;
 mod path;
 mod protect;
 mod switch;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -140,7 +142,7 @@ impl Plan {
             read_only: spec
                 .root()
                 .as_ref()
-                .and_then(|root| root.readonly())
+                .and_then(oci_spec::runtime::Root::readonly)
                 .unwrap_or(false),
             actions,
             devices,

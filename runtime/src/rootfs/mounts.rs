@@ -223,14 +223,15 @@ impl Planner<'_> {
             "mqueue" => Some(c"/dev/mqueue".into()),
             _ => None,
         };
+        let source = mount.source().as_ref().map(c_string).transpose()?;
+        let mut filesystem =
+            Filesystem::new(&c_string(fs_type)?, source, parameters, attributes).or(fallback);
+        if !KERNEL_FILESYSTEMS.contains(&fs_type) {
+            // Some filesystems read their one string in ways of their own.
+            filesystem.data = None;
+        }
         Ok(Step::Filesystem {
-            filesystem: Filesystem {
-                fs_type: c_string(fs_type)?,
-                source: mount.source().as_ref().map(c_string).transpose()?,
-                parameters,
-                attributes,
-                fallback,
-            },
+            filesystem,
             attributes: Attributes::after(options.recursive_change, options.propagation),
             inherit_mode: fs_type == "tmpfs" && !has_mode,
             copy_up: options.copy_up,
@@ -274,12 +275,22 @@ impl Planned {
                 read_only_later,
             } => {
                 let (covered, made) = destination.open(root, Make::Directory)?;
-                destination.check_proc(&covered)?;
+                if !made {
+                    destination.check_proc(&covered)?;
+                }
                 let mode = if *inherit_mode && !made {
                     Some(mode_of(&covered)?)
                 } else {
                     None
                 };
+                if attributes.is_empty()
+                    && mode.is_none()
+                    && !*copy_up
+                    && !*read_only_later
+                    && filesystem.mount_on(&covered)
+                {
+                    return Ok(None);
+                }
                 let tree = filesystem.create(mode.as_deref().map(|mode| (c"mode", mode)))?;
                 let pending = attributes.apply(&tree)?;
                 sys::move_mount(&tree, &covered).call(|| destination.describe(&filesystem.fs_type))?;
@@ -349,12 +360,11 @@ impl Destination {
 
     /// Attaches a bind mount: to a directory or a file, as its source is one.
     fn attach_bind(&self, root: &Root, tree: &OwnedFd, source: &CStr) -> Result<()> {
-        let covered = match root.open(&self.path, 0, self.links) {
-            Ok(fd) => fd,
+        let (covered, made) = match root.open(&self.path, 0, self.links) {
+            Ok(fd) => (fd, false),
             Err(Errno::ENOENT) => {
                 let directory = is_directory(tree)?;
                 self.open(root, if directory { Make::Directory } else { Make::File })?
-                    .0
             }
             Err(errno) => return Err(self.explain(open_error(&self.path, errno).into())),
         };
@@ -363,7 +373,7 @@ impl Destination {
             if filesystem_of(tree)? != PROC_SUPER_MAGIC {
                 bail!("/proc cannot be mounted because it is not of type proc");
             }
-        } else {
+        } else if !made {
             self.check_proc(&covered)?;
         }
         sys::move_mount(tree, &covered).call(|| self.describe(source))?;

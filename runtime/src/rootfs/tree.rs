@@ -92,6 +92,11 @@ impl Attributes {
         }
     }
 
+    /// Whether there is nothing to do.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.change.is_empty() && self.recursive_change.is_empty() && self.propagation.is_empty()
+    }
+
     /// A change of one mount alone.
     pub(crate) fn now(change: Change) -> Attributes {
         Attributes {
@@ -201,6 +206,8 @@ pub(crate) struct Filesystem {
     pub(crate) fs_type: CString,
     pub(crate) source: Option<CString>,
     pub(crate) parameters: Vec<(CString, Option<CString>)>,
+    /// The same as the one string of mount(2), where that call may be used.
+    pub(crate) data: Option<CString>,
     /// Bits of [`sys::attr`].
     pub(crate) attributes: u64,
     /// A mount of the host that does instead where a user namespace may not have the filesystem.
@@ -208,6 +215,41 @@ pub(crate) struct Filesystem {
 }
 
 impl Filesystem {
+    /// A filesystem with no fallback.
+    pub(crate) fn new(
+        fs_type: &CStr,
+        source: Option<CString>,
+        parameters: Vec<(CString, Option<CString>)>,
+        attributes: u64,
+    ) -> Filesystem {
+        Filesystem {
+            fs_type: fs_type.to_owned(),
+            source,
+            data: one_string(&parameters),
+            parameters,
+            attributes,
+            fallback: None,
+        }
+    }
+
+    /// With a mount of the host that does instead.
+    pub(crate) fn or(self, fallback: Option<CString>) -> Filesystem {
+        Filesystem { fallback, ..self }
+    }
+
+    /// In the child: mounts it on a directory by the one call mount(2), which is less work than a context. Says false
+    /// where that failed: [`Filesystem::create`] then finds a fallback, or the words for the error. A read-only mount
+    /// is never made so, since mount(2) would make the superblock read-only too.
+    pub(crate) fn mount_on(&self, directory: &OwnedFd) -> bool {
+        let Some(data) = &self.data else { return false };
+        if self.attributes & sys::attr::RDONLY != 0 || fchdir(directory).is_err() {
+            return false;
+        }
+        let flags = options::mount_flags(self.attributes);
+        let source = self.source.as_deref().unwrap_or(c"none");
+        sys::mount(Some(source), c".", Some(&self.fs_type), flags, Some(data)).is_ok()
+    }
+
     /// In the child: the detached mount, or where a user namespace may not have one the host's.
     pub(crate) fn create(&self, extra: Option<(&CStr, &CStr)>) -> Result<OwnedFd> {
         match self.try_create(extra, false) {
@@ -272,6 +314,25 @@ impl Filesystem {
         }
         Ok(tree)
     }
+}
+
+/// Parameters as the one string of mount(2); none where a comma in a value would need the quoting of its filesystem.
+fn one_string(parameters: &[(CString, Option<CString>)]) -> Option<CString> {
+    let mut text = Vec::new();
+    for (key, value) in parameters {
+        if !text.is_empty() {
+            text.push(b',');
+        }
+        text.extend_from_slice(key.to_bytes());
+        if let Some(value) = value {
+            if value.to_bytes().contains(&b',') {
+                return None;
+            }
+            text.push(b'=');
+            text.extend_from_slice(value.to_bytes());
+        }
+    }
+    CString::new(text).ok()
 }
 
 /// `key=value` or `key` for fsconfig(2). Overlayfs unescapes commas itself only in the one string of mount(2).

@@ -194,11 +194,6 @@ impl Plan {
             Entry::Pivot => switch::pivot(root, !self.detached_from_host()).context("pivot to the rootfs")?,
             Entry::Move => switch::move_root(root, &self.rootfs).context("move the rootfs to /")?,
         }
-        if let Some(flags) = self.propagation
-            && flags & sys::MS_PRIVATE == 0
-        {
-            sys::mount(None, c"/", None, flags, None).call(|| format!("mount(\"/\", {flags:#x})"))?;
-        }
         Ok(())
     }
 
@@ -223,6 +218,12 @@ impl Plan {
             tree::change_attached(root, READ_ONLY).context("make the rootfs read-only")?;
         }
         self.protection.execute(root)?;
+        // Last: what is unbindable could not be made read-only or be masked any more.
+        if let Some(flags) = self.propagation
+            && flags & sys::MS_PRIVATE == 0
+        {
+            sys::mount(None, c"/", None, flags, None).call(|| format!("mount(\"/\", {flags:#x})"))?;
+        }
         self.later.clear();
         Ok(())
     }
@@ -243,7 +244,11 @@ impl Plan {
     /// What is mounted here must not show on the host; what is mounted there may show here, unless config.json says
     /// otherwise.
     fn isolate(&self) -> Result<()> {
-        let flags = self.propagation.unwrap_or(sys::MS_SLAVE | sys::MS_REC);
+        let mut flags = self.propagation.unwrap_or(sys::MS_SLAVE | sys::MS_REC);
+        if flags & sys::MS_UNBINDABLE != 0 {
+            // Only when all is bound.
+            flags = flags & !sys::MS_UNBINDABLE | sys::MS_PRIVATE;
+        }
         sys::mount(None, c"/", None, flags, None).call(|| format!("mount(\"/\", {flags:#x})"))?;
         if !self.detached_from_host() {
             switch::make_parent_private(&self.rootfs)?;

@@ -26,7 +26,7 @@ use super::idmap::IdMapper;
 use super::options::{self, Change, Options, Superblock};
 use super::path::{InsidePath, Links, Make, Root, c_string, open_error};
 use super::tree::{Attributes, Filesystem, Source, at, change_attached, is_directory, parameter};
-use crate::sys::mount::{self as sys, AT_RECURSIVE, MountAttr};
+use crate::sys::mount as sys;
 use crate::sys::{Error, Named};
 
 /// Filesystems whose superblocks are made by the kernel, often shared, and never written for their own sake.
@@ -153,31 +153,13 @@ impl Planner<'_> {
         let Some(path) = mount.source() else {
             bail!("source: missing: a bind mount needs the path to show");
         };
-        let mut source = Source {
-            path: c_string(self.bundle.join(path))?,
-            recursive: options.recursive,
-            nofollow: options.source_nofollow,
-            opened: None,
-            always_opened: mapped,
-        };
+        let path = c_string(self.bundle.join(path))?;
+        let mut source = Source::new(path, options.recursive, options.source_nofollow);
         if mapped {
-            let tree = source.open().call(|| source.describe())?;
-            self.mapper.apply(&tree, mount, options.idmap == Some(true))?;
-            source.opened = Some(tree);
+            let recursive = options.idmap == Some(true);
+            source.open_mapped(|tree| self.mapper.apply(tree, mount, recursive))?;
         } else if self.user_namespace {
-            // Where the parent fails too, the child reports the error.
-            source.opened = source.open().ok();
-        }
-        if let Some(tree) = &source.opened {
-            // As the child's own copy would be: nothing mounted below it shows on the host.
-            let slave = MountAttr {
-                propagation: sys::MS_SLAVE,
-                ..MountAttr::default()
-            };
-            match sys::mount_setattr(tree, AT_RECURSIVE, &slave) {
-                Ok(()) | Err(Errno::ENOSYS) => {}
-                Err(errno) => return Err(errno).call(|| "mount_setattr(SLAVE)".into())?,
-            }
+            source = source.opened();
         }
         Ok(Step::Bind {
             source,

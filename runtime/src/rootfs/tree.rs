@@ -30,22 +30,38 @@ pub(crate) struct Source {
 impl Source {
     /// A source that the child opens itself, with all mounts below it.
     pub(crate) fn host(path: CString) -> Source {
+        Source::new(path, true, false)
+    }
+
+    /// A source that the child opens itself.
+    pub(crate) fn new(path: CString, recursive: bool, nofollow: bool) -> Source {
         Source {
             path,
-            recursive: true,
-            nofollow: false,
+            recursive,
+            nofollow,
             opened: None,
             always_opened: false,
         }
     }
 
-    /// Opens it now too, for a child that may be unable to.
+    /// Opens it in the parent too, for a child that may be unable to. Before Linux 5.12 it stays unopened, since the
+    /// copy would share its mounts with the host. Where the parent fails, the child reports the error.
     pub(crate) fn opened(mut self) -> Source {
-        self.opened = self.open().ok();
+        self.opened = self.open().ok().filter(|tree| make_slave(tree).is_ok());
         self
     }
 
-    pub(crate) fn open(&self) -> nix::Result<OwnedFd> {
+    /// Opens it in the parent for good: the mapping of its owners is not the child's to make.
+    pub(crate) fn open_mapped(&mut self, map: impl FnOnce(&OwnedFd) -> Result<()>) -> Result<()> {
+        let tree = self.open().call(|| self.describe())?;
+        map(&tree)?;
+        make_slave(&tree).call(|| "mount_setattr(RECURSIVE, SLAVE)".into())?;
+        self.opened = Some(tree);
+        self.always_opened = true;
+        Ok(())
+    }
+
+    fn open(&self) -> nix::Result<OwnedFd> {
         let recursive = if self.recursive { AT_RECURSIVE } else { 0 };
         let nofollow = if self.nofollow {
             libc::AT_SYMLINK_NOFOLLOW
@@ -55,7 +71,7 @@ impl Source {
         sys::open_tree(sys::cwd(), &self.path, recursive | nofollow)
     }
 
-    pub(crate) fn describe(&self) -> String {
+    fn describe(&self) -> String {
         let recursive = if self.recursive { "|RECURSIVE" } else { "" };
         format!("open_tree({:?}, CLONE{recursive})", self.path)
     }
@@ -80,6 +96,11 @@ pub(crate) struct Attributes {
     pub(crate) change: Change,
     pub(crate) recursive_change: Change,
     pub(crate) propagation: Vec<libc::c_ulong>,
+}
+
+/// Makes what the parent copied what a child's copy is: nothing that is mounted in it shows on the host.
+fn make_slave(tree: &OwnedFd) -> nix::Result<()> {
+    sys::mount_setattr(tree, AT_RECURSIVE, &propagation(sys::MS_SLAVE))
 }
 
 impl Attributes {
@@ -253,8 +274,8 @@ impl Filesystem {
     /// In the child: the detached mount, or where a user namespace may not have one the host's.
     pub(crate) fn create(&self, extra: Option<(&CStr, &CStr)>) -> Result<OwnedFd> {
         match self.try_create(extra, false) {
-            Err((errno, _)) if matches!(errno, Errno::EPERM | Errno::EBUSY) && self.fallback.is_some() => {
-                self.host_mount()
+            Err((Errno::EPERM | Errno::EBUSY, error)) if self.fallback.is_some() => {
+                self.host_mount().map_err(|_| error.into())
             }
             // A terminal group that the user namespace doesn't have.
             Err((Errno::EINVAL, _)) if self.fs_type.as_c_str() == c"devpts" && self.has(c"gid") => {

@@ -12,6 +12,7 @@ use crate::sys::clone::{CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS};
 use crate::sys::process::unshare;
 
 mod hostile;
+mod propagation;
 
 /// A bundle, removed at the end.
 struct Bundle {
@@ -70,25 +71,34 @@ impl Bundle {
         before: impl FnOnce() + Send,
         look: impl FnOnce(&Plan) -> T + Send,
     ) -> Result<T> {
-        let spec: Spec = serde_json::from_value(config.clone()).unwrap();
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC).expect("these tests run as root");
-                sys::mount(None, c"/", None, sys::MS_REC | sys::MS_PRIVATE, None).unwrap();
+                leave_the_host();
                 before();
-                let mut plan = Plan::new(&spec, &self.dir, &self.path("rootfs"), context)?;
-                plan.prepare()?;
-                plan.pivot()?;
-                plan.seal()?;
-                Ok(look(&plan))
+                Ok(look(&self.enter(config, context)?))
             });
             thread.join().unwrap()
         })
     }
 
+    fn enter(&self, config: &Value, context: &Context) -> Result<Plan> {
+        let spec: Spec = serde_json::from_value(config.clone()).unwrap();
+        let mut plan = Plan::new(&spec, &self.dir, &self.path("rootfs"), context)?;
+        plan.prepare()?;
+        plan.pivot()?;
+        plan.seal()?;
+        Ok(plan)
+    }
+
     fn error(&self, config: &Value) -> String {
         format!("{:#}", self.run(config, |_| ()).unwrap_err())
     }
+}
+
+/// Gives the thread a mount namespace in which nothing is shared with the host.
+fn leave_the_host() {
+    unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC).expect("these tests run as root");
+    sys::mount(None, c"/", None, sys::MS_REC | sys::MS_PRIVATE, None).unwrap();
 }
 
 impl Drop for Bundle {
@@ -537,37 +547,6 @@ fn a_bound_dev_stays_as_it_is() {
     let config = proc_and(&[bind(&bundle.source("outside"), "/dev/", &["rbind"])]);
     bundle.run(&config, |_| ()).unwrap();
     assert_eq!(fs::read_dir(bundle.path("outside")).unwrap().count(), 0);
-}
-
-#[test]
-fn rootfs_propagation_is_that_of_the_root_at_the_end() {
-    let bundle = Bundle::new();
-    for (propagation, expected) in [
-        ("rshared", "shared"),
-        ("rslave", ""),
-        ("private", ""),
-        ("unbindable", "unbindable"),
-    ] {
-        let mut config = proc_and(&[]);
-        config["linux"]["rootfsPropagation"] = json!(propagation);
-        bundle
-            .run(&config, |_| {
-                let root = at("/");
-                assert!(root.optional.starts_with(expected), "{propagation}: {root:?}");
-                assert!(
-                    !expected.is_empty() || root.optional.is_empty(),
-                    "{propagation}: {root:?}"
-                );
-            })
-            .unwrap();
-    }
-    let mut config = proc_and(&[]);
-    config["linux"]["rootfsPropagation"] = json!("sideways");
-    assert!(
-        bundle
-            .error(&config)
-            .starts_with("linux.rootfsPropagation: \"sideways\": must be one of")
-    );
 }
 
 #[test]

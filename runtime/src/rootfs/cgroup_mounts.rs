@@ -15,7 +15,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{fchdir, symlinkat};
 use oci_spec::runtime::Mount;
 
-use super::mounts::{Destination, Step};
+use super::mounts::{Destination, NewFilesystem, Step};
 use super::options::{self, Change, Options};
 use super::path::{InsidePath, Links, Make, Root, c_string};
 use super::tree::{self, Attributes, Filesystem, Source};
@@ -91,14 +91,14 @@ pub(crate) fn plan_unified(
         parameters.push(tree::parameter(word)?);
     }
     let source = mount.source().as_ref().map(c_string).transpose()?;
-    Ok(Step::Filesystem {
+    Ok(Step::Filesystem(NewFilesystem {
         filesystem: Filesystem::new(c"cgroup2", source, parameters, options.change.set)
             .or(Some(c_string(host)?)),
         attributes: Attributes::after(options.recursive_change, options.propagation),
         inherit_mode: false,
         copy_up: false,
         read_only_later: false,
-    })
+    }))
 }
 
 /// The plan for a mount of type `cgroup` on a v1 or hybrid host.

@@ -38,7 +38,7 @@ use crate::sys::mount::{self as sys, attr};
 use cgroup_mounts::Legacy;
 use devices::Devices;
 use idmap::{Container, IdMapper};
-use mounts::{Later, Planned, Planner};
+use mounts::{Later, Planned, Planner, SharedNamespaces};
 use options::{Change, Options};
 use path::{Root, c_string};
 use protect::Protection;
@@ -107,6 +107,11 @@ impl Plan {
             bundle,
             label: linux.and_then(|linux| linux.mount_label().as_deref()),
             user_namespace,
+            shared: SharedNamespaces {
+                pid: !has_new_namespace(spec, LinuxNamespaceType::Pid),
+                network: !has_new_namespace(spec, LinuxNamespaceType::Network),
+                ipc: !has_new_namespace(spec, LinuxNamespaceType::Ipc),
+            },
             mapper: IdMapper::new(container),
         };
         let mounts = spec.mounts().as_deref().unwrap_or_default();
@@ -265,11 +270,11 @@ impl Plan {
     fn mount_root(&mut self) -> Result<Root> {
         let tree = self.source.take()?;
         let path = c_string(&self.rootfs)?;
-        match sys::move_mount_at(&tree, sys::cwd(), &path) {
+        match sys::move_mount_to(&tree, &path) {
             Ok(()) => {}
             // A user namespace that can't reach the path: anywhere does, since the root is entered by descriptor.
             Err(nix::errno::Errno::EACCES) => {
-                sys::move_mount_at(&tree, sys::cwd(), c"/").call(|| "move_mount(rootfs, \"/\")".into())?;
+                sys::move_mount_to(&tree, c"/").call(|| "move_mount(rootfs, \"/\")".into())?;
             }
             Err(errno) => return Err(errno).call(|| format!("move_mount(rootfs, {path:?})"))?,
         }
@@ -341,6 +346,10 @@ fn parse_propagation(text: &str) -> Result<libc::c_ulong> {
 
 fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
     namespaces(spec).any(|namespace| namespace.typ() == kind)
+}
+
+fn has_new_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
+    namespaces(spec).any(|namespace| namespace.typ() == kind && namespace.path().is_none())
 }
 
 fn namespaces(spec: &Spec) -> impl Iterator<Item = &oci_spec::runtime::LinuxNamespace> {

@@ -63,6 +63,19 @@ pub(crate) struct Destination {
     pub(crate) links: Links,
 }
 
+/// A new filesystem and how it is mounted.
+#[derive(Debug)]
+pub(crate) struct NewFilesystem {
+    pub(crate) filesystem: Filesystem,
+    pub(crate) attributes: Attributes,
+    /// tmpfs without a `mode`: that of the directory it covers.
+    pub(crate) inherit_mode: bool,
+    /// `tmpcopyup`.
+    pub(crate) copy_up: bool,
+    /// Read-only, but only when nothing has to be made in it any more.
+    pub(crate) read_only_later: bool,
+}
+
 /// One thing to do.
 #[derive(Debug)]
 pub(crate) enum Step {
@@ -71,15 +84,7 @@ pub(crate) enum Step {
         attributes: Attributes,
         copy_symlink: bool,
     },
-    Filesystem {
-        filesystem: Filesystem,
-        attributes: Attributes,
-        /// tmpfs without a `mode`: that of the directory it covers.
-        inherit_mode: bool,
-        copy_up: bool,
-        /// Read-only, but only when nothing has to be made in it any more.
-        read_only_later: bool,
-    },
+    Filesystem(NewFilesystem),
     Remount {
         bind: bool,
         change: Change,
@@ -95,6 +100,14 @@ pub(crate) struct Planned {
     pub(crate) step: Step,
 }
 
+/// The namespaces that a container shares with others, so that their filesystem may be not its own to mount.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SharedNamespaces {
+    pub(crate) pid: bool,
+    pub(crate) network: bool,
+    pub(crate) ipc: bool,
+}
+
 /// What planning a mount depends on.
 pub(crate) struct Planner<'a> {
     /// Relative sources are relative to the bundle.
@@ -103,6 +116,8 @@ pub(crate) struct Planner<'a> {
     pub(crate) label: Option<&'a str>,
     /// The container has a user namespace that is not ours.
     pub(crate) user_namespace: bool,
+    /// Namespaces that the container did not make.
+    pub(crate) shared: SharedNamespaces,
     /// Its mappings and those of mounts.
     pub(crate) mapper: IdMapper<'a>,
 }
@@ -163,11 +178,7 @@ impl Planner<'_> {
         }
         Ok(Step::Bind {
             source,
-            attributes: Attributes {
-                change: options.change,
-                recursive_change: options.recursive_change,
-                propagation: options.propagation,
-            },
+            attributes: Attributes::of(options.change, options.recursive_change, options.propagation),
             copy_symlink: options.copy_symlink,
         })
     }
@@ -198,11 +209,12 @@ impl Planner<'_> {
             parameters.push((c"ro".into(), None));
         }
         let has_mode = parameters.iter().any(|(key, _)| key.as_c_str() == c"mode");
+        // Only where the host's mount shows the namespace that the container is in.
         let fallback = match fs_type {
             _ if !self.user_namespace => None,
-            "proc" => Some(c"/proc".into()),
-            "sysfs" => Some(c"/sys".into()),
-            "mqueue" => Some(c"/dev/mqueue".into()),
+            "proc" if self.shared.pid => Some(c"/proc".into()),
+            "sysfs" if self.shared.network => Some(c"/sys".into()),
+            "mqueue" if self.shared.ipc => Some(c"/dev/mqueue".into()),
             _ => None,
         };
         let source = mount.source().as_ref().map(c_string).transpose()?;
@@ -212,13 +224,13 @@ impl Planner<'_> {
             // Some filesystems read their one string in ways of their own.
             filesystem.data = None;
         }
-        Ok(Step::Filesystem {
+        Ok(Step::Filesystem(NewFilesystem {
             filesystem,
             attributes: Attributes::after(options.recursive_change, options.propagation),
             inherit_mode: fs_type == "tmpfs" && !has_mode,
             copy_up: options.copy_up,
             read_only_later,
-        })
+        }))
     }
 }
 
@@ -230,63 +242,26 @@ pub(crate) struct Later {
 }
 
 impl Planned {
-    /// Makes the mount.
+    /// Makes the mount. Gives what is to be made read-only later.
     pub(crate) fn execute(&mut self, root: &Root) -> Result<Option<Later>> {
-        let Planned { destination, step } = self;
-        match step {
+        let destination = &self.destination;
+        match &mut self.step {
             Step::Bind {
                 source,
                 attributes,
                 copy_symlink,
             } => {
-                if !(*copy_symlink && destination.copy_symlink(root, &source.path)?) {
+                if !*copy_symlink || !destination.copy_symlink(root, source.path())? {
                     let tree = source.take()?;
                     let pending = attributes.apply(&tree)?;
-                    destination.attach_bind(root, &tree, &source.path)?;
+                    destination.attach_bind(root, &tree, source.path())?;
                     if pending {
                         attributes.apply_classic(&tree)?;
                     }
                 }
                 Ok(None)
             }
-            Step::Filesystem {
-                filesystem,
-                attributes,
-                inherit_mode,
-                copy_up,
-                read_only_later,
-            } => {
-                let (covered, made) = destination.open(root, Make::Directory)?;
-                if !made {
-                    destination.check_proc(&covered)?;
-                }
-                let mode = if *inherit_mode && !made {
-                    Some(mode_of(&covered)?)
-                } else {
-                    None
-                };
-                if attributes.is_empty()
-                    && mode.is_none()
-                    && !*copy_up
-                    && !*read_only_later
-                    && filesystem.mount_on(&covered)
-                {
-                    return Ok(None);
-                }
-                let tree = filesystem.create(mode.as_deref().map(|mode| (c"mode", mode)))?;
-                let pending = attributes.apply(&tree)?;
-                sys::move_mount(&tree, &covered).call(|| destination.describe(&filesystem.fs_type))?;
-                if *copy_up {
-                    super::copy_up::copy(&covered, &tree).context("copy what the tmpfs covers")?;
-                }
-                if pending {
-                    attributes.apply_classic(&tree)?;
-                }
-                Ok(read_only_later.then(|| Later {
-                    path: destination.path.to_string(),
-                    mount: tree,
-                }))
-            }
+            Step::Filesystem(new) => new.execute(root, destination),
             Step::Remount {
                 bind,
                 change,
@@ -299,11 +274,44 @@ impl Planned {
                 } else {
                     let flags = options::mount_flags(change.set) | superblock.flags() | sys::MS_REMOUNT;
                     at(&mount, |target| sys::mount(None, target, None, flags, Some(data)))
-                        .call(|| format!("mount({:?}, REMOUNT|{flags:#x}, {data:?})", destination.path))?;
+                        .call(|| format!("mount({:?}, REMOUNT, {flags:#x}, {data:?})", destination.path))?;
                 }
                 Ok(None)
             }
         }
+    }
+}
+
+impl NewFilesystem {
+    fn execute(&self, root: &Root, destination: &Destination) -> Result<Option<Later>> {
+        let (covered, made) = destination.open(root, Make::Directory)?;
+        if !made {
+            destination.check_proc(&covered)?;
+        }
+        let mode = if self.inherit_mode && !made {
+            Some(mode_of(&covered)?)
+        } else {
+            None
+        };
+        let plain = mode.is_none() && self.attributes.is_empty() && !self.copy_up && !self.read_only_later;
+        if plain && self.filesystem.mount_on(&covered) {
+            return Ok(None);
+        }
+        let tree = self
+            .filesystem
+            .create(mode.as_deref().map(|mode| (c"mode", mode)))?;
+        let pending = self.attributes.apply(&tree)?;
+        sys::move_mount(&tree, &covered).call(|| destination.describe(&self.filesystem.fs_type))?;
+        if self.copy_up {
+            super::copy_up::copy(&covered, &tree).context("copy what the tmpfs covers")?;
+        }
+        if pending {
+            self.attributes.apply_classic(&tree)?;
+        }
+        Ok(self.read_only_later.then(|| Later {
+            path: destination.path.to_string(),
+            mount: tree,
+        }))
     }
 }
 

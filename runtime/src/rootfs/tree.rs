@@ -18,13 +18,13 @@ use crate::sys::{Error, Named};
 #[derive(Debug)]
 pub(crate) struct Source {
     /// The absolute path on the host.
-    pub(crate) path: CString,
-    pub(crate) recursive: bool,
-    pub(crate) nofollow: bool,
+    path: CString,
+    recursive: bool,
+    nofollow: bool,
     /// The mount as the parent opened it: for owners that the child can't map (used always), or for a child that may
     /// be unable to reach the path in its user namespace (used then).
-    pub(crate) opened: Option<OwnedFd>,
-    pub(crate) always_opened: bool,
+    opened: Option<OwnedFd>,
+    always_opened: bool,
 }
 
 impl Source {
@@ -76,6 +76,11 @@ impl Source {
         format!("open_tree({:?}, CLONE{recursive})", self.path)
     }
 
+    /// The path on the host.
+    pub(crate) fn path(&self) -> &CStr {
+        &self.path
+    }
+
     /// In the child: the detached mount. Its own copy if it can, since that keeps the locks of the host's flags.
     pub(crate) fn take(&mut self) -> Result<OwnedFd> {
         if self.always_opened
@@ -93,9 +98,9 @@ impl Source {
 /// What the mount is then given.
 #[derive(Debug, Default)]
 pub(crate) struct Attributes {
-    pub(crate) change: Change,
-    pub(crate) recursive_change: Change,
-    pub(crate) propagation: Vec<libc::c_ulong>,
+    change: Change,
+    recursive_change: Change,
+    propagation: Vec<libc::c_ulong>,
 }
 
 /// Makes what the parent copied what a child's copy is: nothing that is mounted in it shows on the host.
@@ -116,6 +121,19 @@ impl Attributes {
     /// Whether there is nothing to do.
     pub(crate) fn is_empty(&self) -> bool {
         self.change.is_empty() && self.recursive_change.is_empty() && self.propagation.is_empty()
+    }
+
+    /// All there are, for a copy of a mount.
+    pub(crate) fn of(
+        change: Change,
+        recursive_change: Change,
+        propagation: Vec<libc::c_ulong>,
+    ) -> Attributes {
+        Attributes {
+            change,
+            recursive_change,
+            propagation,
+        }
     }
 
     /// A change of one mount alone.

@@ -438,9 +438,13 @@ fn a_bind_keeps_the_flags_of_its_source_unless_told() {
 #[test]
 fn recursive_attributes_reach_the_mounts_below() {
     let bundle = Bundle::new();
-    fs::create_dir(bundle.path("outside/sub")).unwrap();
-    let sub = c_string(bundle.path("outside/sub")).unwrap();
-    let mount = || sys::mount(Some(c"t"), &sub, Some(c"tmpfs"), 0, None).unwrap();
+    let mount = || {
+        for path in ["outside", "outside/sub"] {
+            fs::create_dir_all(bundle.path(path)).unwrap();
+            let target = c_string(bundle.path(path)).unwrap();
+            sys::mount(Some(c"t"), &target, Some(c"tmpfs"), 0, None).unwrap();
+        }
+    };
     let source = bundle.source("outside");
     let config = proc_and(&[
         bind(

@@ -3,7 +3,10 @@
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde_json::{Value, json};
 
 use super::{Bundle, at, bind, config, proc_and};
@@ -136,5 +139,39 @@ fn cve_2024_45310_nothing_is_made_outside_for_a_mount() {
         json!({"destination": "/vol/c/d", "type": "tmpfs"}),
     ]);
     bundle.run(&config, |_| ()).unwrap();
+    assert_eq!(fs::read_dir(bundle.path("outside")).unwrap().count(), 0);
+}
+
+#[test]
+fn cve_2021_30465_no_race_leads_outside() {
+    let bundle = Bundle::new();
+    let (directory, link) = (bundle.path("rootfs/vol"), bundle.path("rootfs/link"));
+    fs::create_dir(&directory).unwrap();
+    symlink(bundle.path("outside"), &link).unwrap();
+    fs::write(bundle.path("file"), "").unwrap();
+    let config = proc_and(&[
+        json!({"destination": "/vol/a/b", "type": "tmpfs", "source": "t"}),
+        bind(&bundle.source("file"), "/vol/a/c/file", &["bind"]),
+    ]);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                renameat2(
+                    AT_FDCWD,
+                    &directory,
+                    AT_FDCWD,
+                    &link,
+                    RenameFlags::RENAME_EXCHANGE,
+                )
+                .unwrap();
+            }
+        });
+        for _ in 0..50 {
+            // It may fail, as long as it stays inside.
+            drop(bundle.run(&config, |_| ()));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
     assert_eq!(fs::read_dir(bundle.path("outside")).unwrap().count(), 0);
 }

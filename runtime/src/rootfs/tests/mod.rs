@@ -11,6 +11,7 @@ use super::*;
 use crate::sys::clone::{CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS};
 use crate::sys::process::unshare;
 
+mod devices;
 mod hostile;
 mod propagation;
 

@@ -11,7 +11,9 @@
 //!          plan.seal            read-only root, readonlyPaths, maskedPaths
 //! ```
 //!
-//! The child is uid 0 of its user namespace and has its mount namespace. Its umask is 022 afterwards.
+//! The child is uid 0 of its user namespace and has its mount namespace. After `prepare` its umask is 022 and its working
+//! directory is anywhere; after `pivot` that is `/`. The parent drops its copy of the plan after the clone, the child
+//! before the program starts (every descriptor is close-on-exec): both keep mounts in use.
 
 mod cgroup_mounts;
 mod copy_up;

@@ -22,6 +22,8 @@ pub enum JoinTarget {
     V2(OwnedFd),
     /// One `cgroup.procs` for each tree, open for writing; the child writes `0` into each.
     V1(Vec<OwnedFd>),
+    /// None yet: systemd makes the cgroup around the process, which waits for [`Cgroup::attach`].
+    Later,
 }
 
 impl Cgroup {
@@ -31,6 +33,9 @@ impl Cgroup {
     ///
     /// Where the cgroup is gone.
     pub fn join_target(&self) -> Result<JoinTarget> {
+        if self.made.is_awaited() {
+            return Ok(JoinTarget::Later);
+        }
         if self.is_v2() {
             let dir = self.main()?.dir()?;
             return Ok(JoinTarget::V2(duplicate(dir)?));

@@ -37,7 +37,7 @@ enum UnitState {
     Old,
     /// It is to be made around the container's first process.
     Awaited,
-    /// It was made by us, with all limits.
+    /// It is made by us, with all limits.
     New,
 }
 
@@ -49,7 +49,7 @@ impl Made {
         }
     }
 
-    pub(super) fn arrived(&self) {
+    pub(super) fn started(&self) {
         self.unit.set(UnitState::New);
     }
 

@@ -22,19 +22,18 @@ pub enum JoinTarget {
     V2(OwnedFd),
     /// One `cgroup.procs` for each tree, open for writing; the child writes `0` into each.
     V1(Vec<OwnedFd>),
-    /// None yet: systemd makes the cgroup around the process, which waits for [`Cgroup::attach`].
-    Later,
 }
 
 impl Cgroup {
-    /// The container's cgroup itself.
+    /// The container's cgroup itself. Nothing to join where systemd is yet to make it, around the process
+    /// ([`Cgroup::attach`]).
     ///
     /// # Errors
     ///
     /// Where the cgroup is gone.
     pub fn join_target(&self) -> Result<JoinTarget> {
         if self.made.is_awaited() {
-            return Ok(JoinTarget::Later);
+            return Ok(JoinTarget::V1(Vec::new()));
         }
         if self.is_v2() {
             let dir = self.main()?.dir()?;

@@ -84,6 +84,8 @@ impl Cgroup {
         let (Some(unit), Some(slice)) = (&self.unit, &self.slice) else {
             return Ok(());
         };
+        // From here on there may be a unit to stop, also where it fails.
+        self.made.started();
         self.start(unit, slice, process, resources, annotations)
             .with_context(|| format!("unable to start unit {unit:?}"))?;
         let place = Path::new(ROOT).join(relative(&unified_cgroup_of(&process.to_string())?));
@@ -91,7 +93,6 @@ impl Cgroup {
         if place != *expected {
             bail!("unit {unit:?}: systemd put the process in {place:?}, not in {expected:?}");
         }
-        self.made.arrived();
         Ok(())
     }
 

@@ -205,9 +205,10 @@ impl Namespaces {
     /// As setns(2).
     pub fn enter(&self) -> Result<()> {
         if let Some(OfContainer { init, flags, root }) = &self.container {
-            if *flags != 0 {
+            let flags = flags & !CLONE_NEWCGROUP;
+            if flags != 0 {
                 // The kernel finds the order (Linux 5.8); the PID namespace is for our children.
-                process::setns(init, *flags).context("join the container's namespaces")?;
+                process::setns(init, flags).context("join the container's namespaces")?;
             }
             if let Some(root) = root {
                 nix::unistd::fchdir(root)
@@ -220,6 +221,22 @@ impl Namespaces {
                 .with_context(|| format!("join the {} namespace", name(*flag)))?;
         }
         Ok(())
+    }
+}
+
+impl Namespaces {
+    /// In the child of `exec`: enters the container's cgroup namespace, where it has one.
+    ///
+    /// # Errors
+    ///
+    /// As setns(2).
+    pub fn enter_cgroup_namespace(&self) -> Result<()> {
+        match &self.container {
+            Some(OfContainer { init, flags, .. }) if flags & CLONE_NEWCGROUP != 0 => {
+                process::setns(init, CLONE_NEWCGROUP).context("join the container's cgroup namespace")
+            }
+            _ => Ok(()),
+        }
     }
 }
 

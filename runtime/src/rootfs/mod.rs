@@ -140,7 +140,7 @@ impl Plan {
             read_only: spec
                 .root()
                 .as_ref()
-                .and_then(|root| root.readonly())
+                .and_then(oci_spec::runtime::Root::readonly)
                 .unwrap_or(false),
             actions,
             devices,

@@ -24,6 +24,7 @@ use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 
+use crate::bundle;
 use crate::cgroup::Cgroup;
 use crate::container::id::ContainerId;
 use crate::process::gate::{self, Waiting};
@@ -309,7 +310,7 @@ impl Directory {
         let Some(text) = self.read(RECORD)? else {
             return Ok(None);
         };
-        serde_json::from_slice(&text).map(Some).with_context(|| {
+        bundle::parse_json(&text).map(Some).with_context(|| {
             format!(
                 "{}: broken state; delete --force removes it",
                 self.path.join(RECORD).display()

@@ -1,2 +1,45 @@
-//! The outside tests. 
-fn main() {}
+//! `rtc-tests`: the outside tests. They drive the real binary as root and look at it from the host's side.
+//!
+//! One static program that needs nothing but `/bin/busybox` (static) on the machine it runs on:
+//!
+//! ```text
+//! rtc-tests                  runner: picks tests, runs them in parallel, prints the report
+//!   rtc-tests supervise T    one per test: subreaper of all the test starts; time limit; looks for leftovers
+//!     rtc-tests child T      the test itself
+//!       rtc ...              the runtime under test
+//! rtc-tests payload P        what some tests run inside a container, where busybox has no applet for it
+//! ```
+//!
+//! Tests are in `areas/`, one file per area; `test!` registers them.
+
+mod areas;
+mod bundle;
+mod container;
+mod host;
+mod leftovers;
+mod lists;
+mod options;
+mod output;
+mod payload;
+mod registry;
+mod runner;
+mod supervisor;
+mod test;
+mod wait;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match words.as_slice() {
+        ["payload", name, rest @ ..] => payload::main(name, rest),
+        ["supervise", path] => supervisor::main(path),
+        ["child", path] => test::main(path),
+        _ => options::Options::parse(&words).and_then(|options| runner::main(&options)),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("rtc-tests: {error:#}");
+        ExitCode::from(2)
+    })
+}

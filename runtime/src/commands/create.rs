@@ -1,0 +1,155 @@
+//! `rtc create`: makes a container from a bundle; its process waits for `start`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use oci_spec::runtime::Process;
+use rtc_runtime::bundle::Bundle;
+use rtc_runtime::container::{self, ContainerId, CreateOptions};
+use rtc_runtime::sys::fd::is_inherited;
+
+use super::arguments::{Flag, Parsed};
+use super::{Command, Global, ON_ONE_CONTAINER};
+
+pub(super) static COMMAND: Command = Command {
+    name: "create",
+    summary: "create a container",
+    description: "The container is made from a bundle, a directory with a config.json and a root filesystem;\n   \
+                  its process does not run before \"start\". The id is unique on the host.",
+    flags: &[
+        BUNDLE,
+        CONSOLE_SOCKET,
+        PIDFD_SOCKET,
+        PID_FILE,
+        NO_PIVOT,
+        NO_NEW_KEYRING,
+        PRESERVE_FDS,
+    ],
+    meets_container: true,
+    run,
+    ..ON_ONE_CONTAINER
+};
+
+pub(super) const BUNDLE: Flag = Flag::value(
+    "bundle",
+    "path of the bundle directory (default: the current directory)",
+)
+.or('b');
+pub(super) const CONSOLE_SOCKET: Flag = Flag::value(
+    "console-socket",
+    "AF_UNIX socket that receives the master end of the container's pseudoterminal",
+);
+pub(super) const PIDFD_SOCKET: Flag = Flag::value(
+    "pidfd-socket",
+    "AF_UNIX socket that receives a pidfd of the container's process",
+);
+pub(super) const PID_FILE: Flag = Flag::value("pid-file", "file to write the process id to");
+pub(super) const NO_PIVOT: Flag = Flag::switch(
+    "no-pivot",
+    "do not use pivot_root(2) to enter the rootfs, for a rootfs on a ramdisk",
+);
+pub(super) const NO_NEW_KEYRING: Flag = Flag::switch(
+    "no-new-keyring",
+    "keep the caller's session keyring in the container",
+);
+pub(super) const PRESERVE_FDS: Flag = Flag::value(
+    "preserve-fds",
+    "pass N more file descriptors (stdio + $LISTEN_FDS + N in total) (default: 0)",
+);
+
+/// What a caller does with the process afterwards, which decides who can hold its terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attachment {
+    /// rtc stays, and copies between its terminal and the container's.
+    Foreground,
+    /// rtc ends before the process.
+    Detached,
+}
+
+fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
+    let bundle = parsed.path("bundle").unwrap_or_else(|| PathBuf::from("."));
+    let options = options(global, parsed, super::id(parsed)?, &bundle, Attachment::Detached)?;
+    container::create(&global.state_root(), &options)?;
+    Ok(0)
+}
+
+/// What `create` and `run` have in common.
+pub(super) fn options(
+    global: &Global,
+    parsed: &Parsed,
+    id: ContainerId,
+    bundle: &Path,
+    attachment: Attachment,
+) -> Result<CreateOptions> {
+    let preserve_fds = preserve_fds(parsed)?;
+    let bundle = Bundle::load(bundle)?;
+    let terminal = bundle
+        .spec
+        .process()
+        .as_ref()
+        .and_then(Process::terminal)
+        .unwrap_or(false);
+    let console_socket = parsed.path("console-socket");
+    check_terminal(terminal, console_socket.is_some(), attachment)?;
+    Ok(CreateOptions {
+        id,
+        bundle,
+        console_socket,
+        pidfd_socket: parsed.path("pidfd-socket"),
+        pid_file: parsed.path("pid-file"),
+        no_pivot: parsed.is_on("no-pivot"),
+        no_new_keyring: parsed.is_on("no-new-keyring"),
+        preserve_fds,
+        systemd_cgroup: global.systemd_cgroup,
+    })
+}
+
+/// How many descriptors from 3 on the process keeps: those of socket activation (`$LISTEN_FDS`, sd_listen_fds(3)) and
+/// `--preserve-fds`. Each must be there.
+pub(super) fn preserve_fds(parsed: &Parsed) -> Result<u32> {
+    let more = parsed.number("preserve-fds")?.unwrap_or(0);
+    let activated = std::env::var("LISTEN_FDS")
+        .ok()
+        .and_then(|count| count.parse::<u32>().ok())
+        .unwrap_or(0);
+    let count = activated.saturating_add(more);
+    if let Some(missing) = (3..count.saturating_add(3)).find(|fd| !is_inherited(fd.cast_signed())) {
+        bail!("--preserve-fds: {more} (and {activated} of $LISTEN_FDS): descriptor {missing} is not open");
+    }
+    Ok(count)
+}
+
+/// A terminal needs someone who holds it: a socket's owner, or rtc itself in the foreground.
+pub(super) fn check_terminal(terminal: bool, console_socket: bool, attachment: Attachment) -> Result<()> {
+    let detached = attachment == Attachment::Detached;
+    if terminal && detached && !console_socket {
+        bail!("cannot allocate tty if rtc will detach without setting console socket; give --console-socket");
+    }
+    if console_socket && !(terminal && detached) {
+        bail!("--console-socket: cannot use console socket if rtc will not detach or allocate tty");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_needs_someone_who_holds_it() {
+        use Attachment::{Detached, Foreground};
+        for (terminal, socket, attachment, accepted) in [
+            (false, false, Foreground, true),
+            (false, false, Detached, true),
+            (true, false, Foreground, true),
+            (true, true, Detached, true),
+            (true, false, Detached, false),
+            (false, true, Detached, false),
+            (false, true, Foreground, false),
+            (true, true, Foreground, false),
+        ] {
+            let result = check_terminal(terminal, socket, attachment);
+            assert_eq!(result.is_ok(), accepted, "{terminal} {socket} {attachment:?}");
+        }
+    }
+}

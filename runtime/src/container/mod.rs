@@ -1,0 +1,36 @@
+//! Containers: one file for each verb, over the state on disk.
+//!
+//! ```text
+//! create ----> created --start--> running --(init ends)--> stopped --delete--> (gone)
+//! run  = create, start, and in the foreground wait and delete      ^
+//!                 created, running <--pause, resume--> paused      |  kill, delete --force
+//! ```
+//!
+//! Which verb is possible when is one table: [`state::Status::allows`].
+
+pub mod cgroup_view;
+pub mod create;
+pub mod delete;
+pub mod exec;
+pub mod exec_process;
+pub mod id;
+pub mod kill;
+pub mod pause;
+pub mod query;
+pub mod run;
+pub mod start;
+pub mod state;
+pub mod update;
+
+pub use create::{CreateOptions, create};
+pub use delete::delete;
+pub use exec::{ExecOptions, exec};
+pub use exec_process::{ExecOverrides, ExecProcess};
+pub use id::ContainerId;
+pub use kill::kill;
+pub use pause::{pause, resume};
+pub use query::{StateReport, list, processes, state};
+pub use run::{RunOptions, run};
+pub use start::start;
+pub use state::{NotFound, StateRoot};
+pub use update::update;

@@ -1,0 +1,102 @@
+//! Descriptors: passing them over Unix sockets, and which of them survive an `execve`.
+#![expect(
+    unsafe_code,
+    reason = "close_range has no safe wrapper, and received descriptors start as integers"
+)]
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+
+use super::{Named, Result, checked};
+
+/// Standard input: rtc's `main` makes sure that 0, 1 and 2 are open before anything else runs (Rust's runtime does).
+// SAFETY: open for the whole life of the process, see above.
+pub const STDIN: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw(0) };
+/// Standard output, as [`STDIN`].
+// SAFETY: as STDIN.
+pub const STDOUT: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw(1) };
+
+/// Marks every descriptor from `first` on close-on-exec (close_range(2), `CLOSE_RANGE_CLOEXEC`, Linux 5.11).
+pub fn close_on_exec_from(first: RawFd) -> Result<()> {
+    // SAFETY: takes no pointers; descriptors stay open, so no owner loses one.
+    let returned =
+        unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    checked(returned, || format!("close_range({first}, CLOEXEC)")).map(drop)
+}
+
+/// Closes every descriptor from `first` on but those of `kept`, for a process that will end without running any
+/// destructor: descriptors are closed under the feet of their owners.
+pub fn close_all_but(first: RawFd, kept: &[RawFd]) -> Result<()> {
+    let mut kept: Vec<RawFd> = kept.iter().copied().filter(|fd| *fd >= first).collect();
+    kept.sort_unstable();
+    let mut next = first.cast_unsigned();
+    for end in kept.into_iter().map(RawFd::cast_unsigned).chain([u32::MAX]) {
+        if next < end {
+            // SAFETY: takes no pointers; the caller answers for the owners, see above.
+            let returned = unsafe { libc::syscall(libc::SYS_close_range, next, end.saturating_sub(1), 0) };
+            checked(returned, || format!("close_range({next}, {end})"))?;
+        }
+        next = end.saturating_add(1);
+    }
+    Ok(())
+}
+
+/// Whether this process was started with a descriptor of this number: ours are all close-on-exec, and none of those
+/// could have come over the `execve`.
+#[must_use]
+pub fn is_inherited(fd: RawFd) -> bool {
+    // SAFETY: F_GETFD only reads a flag and accepts any number.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) == 0 }
+}
+
+/// Lets the descriptor with this number survive an `execve`.
+pub fn keep_on_exec(fd: RawFd) -> Result<()> {
+    // SAFETY: F_SETFD changes only a flag and accepts any number.
+    let returned = unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
+    checked(returned.into(), || format!("fcntl({fd}, F_SETFD)")).map(drop)
+}
+
+/// Sends bytes (at least one) with descriptors (`SCM_RIGHTS`, unix(7)). A peer that is gone is an error, no signal.
+pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
+    let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
+    sendmsg::<()>(
+        socket.as_fd().as_raw_fd(),
+        &[IoSlice::new(bytes)],
+        control,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )
+    .call(|| "sendmsg".into())
+    .map(drop)
+}
+
+/// Receives bytes and at most one descriptor, close-on-exec. No bytes: the peer has closed.
+pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<(usize, Option<OwnedFd>)> {
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let mut slices = [IoSliceMut::new(buffer)];
+    let message = loop {
+        match recvmsg::<()>(
+            socket.as_fd().as_raw_fd(),
+            &mut slices,
+            Some(&mut space),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        ) {
+            Err(nix::Error::EINTR) => {}
+            other => break other.call(|| "recvmsg".into())?,
+        }
+    };
+    let mut received = None;
+    for control in message.cmsgs().call(|| "recvmsg: control message".into())? {
+        if let ControlMessageOwned::ScmRights(fds) = control {
+            for fd in fds {
+                // SAFETY: the kernel has just installed this descriptor for us; nothing else owns it.
+                received = Some(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+    }
+    Ok((message.bytes, received))
+}

@@ -1,0 +1,44 @@
+//! The lists beside the tests: skips that are allowed on a machine, failures that are expected of a peer.
+//!
+//! `skips/MACHINE.txt`: one reason per line, exactly as the test gives it; lines that begin with `#` say why.
+//! `exceptions/PEER.txt`: `test_name: reason` per line, for a runtime whose file is named so (`runc`, `crun`).
+
+use std::path::Path;
+
+const HOST_SKIPS: &str = include_str!("../skips/host.txt");
+const VM_SKIPS: &str = include_str!("../skips/vm.txt");
+const RUNC_EXCEPTIONS: &str = include_str!("../exceptions/runc.txt");
+const CRUN_EXCEPTIONS: &str = include_str!("../exceptions/crun.txt");
+
+fn lines(text: &'static str) -> impl Iterator<Item = &'static str> {
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+}
+
+/// Whether a test may skip for this reason on this machine.
+pub(crate) fn skip_is_allowed(machine: &str, reason: &str) -> bool {
+    let allowed = match machine {
+        "vm" => VM_SKIPS,
+        _ => HOST_SKIPS,
+    };
+    lines(allowed).any(|line| line == reason)
+}
+
+/// Which of the peers the runtime under test is: its file's name, if there is a list for it.
+pub(crate) fn peer(rtc: &Path) -> Option<&'static str> {
+    match rtc.file_name()?.to_str()? {
+        "runc" => Some("runc"),
+        "crun" => Some("crun"),
+        _ => None,
+    }
+}
+
+/// Why this peer is expected to fail this test, if it is.
+pub(crate) fn expected_failure(peer: Option<&str>, test: &str) -> Option<&'static str> {
+    let exceptions = match peer? {
+        "runc" => RUNC_EXCEPTIONS,
+        _ => CRUN_EXCEPTIONS,
+    };
+    lines(exceptions).find_map(|line| line.strip_prefix(test)?.strip_prefix(':').map(str::trim))
+}

@@ -1,0 +1,128 @@
+//! The runner's command line.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+const USAGE: &str = "\
+rtc-tests [OPTIONS] [FILTER...]
+
+Runs the tests whose area/name contains one of the filters (all, if there is none). Needs root.
+
+  --rtc PATH        the runtime under test (or $RTC; else the release build next to this program)
+  --list            print area/name of each chosen test and stop
+  --exact           filters are whole names (name or area/name)
+  --jobs N          tests at a time (default: number of cpus + 1)
+  --timeout SECONDS time limit of each test (default 120)
+  --strict          a test that fails and then passes alone is a failure
+  --machine NAME    which list of allowed skips holds: host or vm (default: vm where /sys/fs/cgroup is cgroup2)
+  --keep            do not remove the directories of failed tests";
+
+/// What the command line says.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// The runtime under test, absolute.
+    pub(crate) rtc: PathBuf,
+    /// Substrings (or whole names with `exact`) that choose tests.
+    pub(crate) filters: Vec<String>,
+    /// Only print what would run.
+    pub(crate) list: bool,
+    /// Filters are whole names.
+    pub(crate) exact: bool,
+    /// Tests at a time.
+    pub(crate) jobs: usize,
+    /// Seconds each test may take.
+    pub(crate) timeout: u64,
+    /// A flaky test counts as failed.
+    pub(crate) strict: bool,
+    /// `host` or `vm`.
+    pub(crate) machine: String,
+    /// Leave failed tests' directories in place.
+    pub(crate) keep: bool,
+}
+
+impl Options {
+    /// Reads the words after the program's name. Fails on an unknown option or a runtime that is not there.
+    pub(crate) fn parse(words: &[&str]) -> Result<Self> {
+        let mut rtc = std::env::var("RTC").ok().filter(|path| !path.is_empty());
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut options = Self {
+            rtc: PathBuf::new(),
+            filters: Vec::new(),
+            list: false,
+            exact: false,
+            jobs: cpus + 1,
+            timeout: 120,
+            strict: false,
+            machine: if crate::host::cgroup::is_unified() {
+                "vm"
+            } else {
+                "host"
+            }
+            .to_owned(),
+            keep: false,
+        };
+        let mut words = words.iter();
+        while let Some(&word) = words.next() {
+            let mut value = || {
+                words
+                    .next()
+                    .with_context(|| format!("{word} needs a value\n{USAGE}"))
+            };
+            match word {
+                "--rtc" => rtc = Some((*value()?).to_owned()),
+                "--jobs" => options.jobs = value()?.parse::<usize>().context("--jobs")?.max(1),
+                "--timeout" => options.timeout = value()?.parse().context("--timeout")?,
+                "--machine" => options.machine = (*value()?).to_owned(),
+                "--list" => options.list = true,
+                "--exact" => options.exact = true,
+                "--strict" => options.strict = true,
+                "--keep" => options.keep = true,
+                "-h" | "--help" => {
+                    println!("{USAGE}");
+                    std::process::exit(0);
+                }
+                _ if word.starts_with('-') => bail!("unknown option {word}\n{USAGE}"),
+                _ => options.filters.push(word.to_owned()),
+            }
+        }
+        if !options.list {
+            options.rtc = find_runtime(rtc.as_deref())?;
+        }
+        Ok(options)
+    }
+
+    /// Whether the filters choose this test.
+    pub(crate) fn chooses(&self, area: &str, name: &str) -> bool {
+        let path = format!("{area}/{name}");
+        let by = |filter: &String| {
+            if self.exact {
+                *filter == path || filter == name
+            } else {
+                path.contains(filter.as_str())
+            }
+        };
+        self.filters.is_empty() || self.filters.iter().any(by)
+    }
+}
+
+fn find_runtime(given: Option<&str>) -> Result<PathBuf> {
+    let path = match given {
+        Some(path) => PathBuf::from(path),
+        None => beside_this_program()?,
+    };
+    path.canonicalize()
+        .with_context(|| format!("runtime under test: {}", path.display()))
+}
+
+/// `target/<triple>/release/rtc`, seen from `target/<triple>/<profile>/rtc-tests`; or `rtc` in the same directory.
+fn beside_this_program() -> Result<PathBuf> {
+    let program = std::env::current_exe().context("/proc/self/exe")?;
+    let directory = program.parent().unwrap_or(Path::new("/"));
+    let release = directory.parent().unwrap_or(directory).join("release/rtc");
+    Ok(if release.exists() {
+        release
+    } else {
+        directory.join("rtc")
+    })
+}

@@ -1,0 +1,38 @@
+//! What tests run inside a container where busybox has no applet for it: `rtc-tests payload NAME ARGS...`.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+/// Runs a payload.
+pub(crate) fn main(name: &str, args: &[&str]) -> Result<ExitCode> {
+    match (name, args) {
+        ("fds", []) => open_descriptors()?,
+        _ => bail!("no such payload: {name} {args:?}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints `N target` for each open descriptor but the one that reads the list.
+fn open_descriptors() -> Result<()> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let path = entry?.path();
+        let Ok(target) = std::fs::read_link(&path) else {
+            continue;
+        };
+        found.push((
+            path.file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
+            target,
+        ));
+    }
+    let listing = format!("/proc/{}/fd", std::process::id());
+    found.retain(|(_, target)| target.to_string_lossy() != listing);
+    found
+        .iter()
+        .for_each(|(number, target)| println!("{number} {}", target.display()));
+    Ok(())
+}

@@ -1,0 +1,312 @@
+//! What a test function is given: its own directory, runtime root, cgroup parent and names; and ways to run the runtime.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::bundle::Bundle;
+use crate::host::cgroup::{self, Cgroup};
+use crate::output::Output;
+use crate::{lists, registry};
+
+/// Exit status of a test process that skipped.
+pub(crate) const SKIPPED: i32 = 77;
+
+/// The error by which a test ends as skipped.
+#[derive(Debug)]
+pub(crate) struct Skip(String);
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "skipped: {}", self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+/// One running test.
+pub(crate) struct Test {
+    /// The runtime under test.
+    pub(crate) rtc: PathBuf,
+    /// The runtime's `--root`.
+    pub(crate) root: PathBuf,
+    /// Directory for whatever the test makes; also its working directory.
+    pub(crate) directory: PathBuf,
+    /// Parent cgroup of all the test's containers.
+    pub(crate) cgroup: Cgroup,
+    /// Part of all names that would otherwise be global.
+    pub(crate) unique: String,
+    /// The runner's directory for this test: parent of the others.
+    base: PathBuf,
+    counter: Cell<u32>,
+    /// Containers to delete at the end if they are still there.
+    to_delete: RefCell<Vec<String>>,
+}
+
+/// A variable the runner sets.
+pub(crate) fn environment(name: &str) -> Result<String> {
+    std::env::var(name).with_context(|| format!("${name}"))
+}
+
+/// `rtc-tests child AREA/NAME`: runs one test in this process.
+pub(crate) fn main(path: &str) -> Result<ExitCode> {
+    let registered = registry::all()
+        .into_iter()
+        .find(|test| test.path() == path)
+        .context("no such test")?;
+    let base = PathBuf::from(environment("RTC_TESTS_DIRECTORY")?);
+    let cgroup = Cgroup {
+        path: environment("RTC_TESTS_CGROUP")?,
+    };
+    let test = Test {
+        rtc: PathBuf::from(environment("RTC")?),
+        root: base.join("root"),
+        directory: base.join("t"),
+        unique: cgroup.path.rsplit('-').next().unwrap_or_default().to_owned(),
+        cgroup,
+        base,
+        counter: Cell::new(0),
+        to_delete: RefCell::default(),
+    };
+    let result = (registered.run)(&test).and_then(|()| test.delete_containers());
+    match result {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => match error.downcast_ref::<Skip>() {
+            Some(Skip(reason)) => {
+                test.delete_containers()?;
+                fs::write(test.base.join("skipped"), reason)?;
+                Ok(ExitCode::from(SKIPPED.unsigned_abs() as u8))
+            }
+            None => {
+                eprintln!("{error:#}");
+                Ok(ExitCode::FAILURE)
+            }
+        },
+    }
+}
+
+impl Test {
+    /// Ends the test as skipped, if the machine's list allows the reason. Use with `?`.
+    pub(crate) fn skip(&self, reason: impl Into<String>) -> Result<()> {
+        Err(Skip(reason.into()).into())
+    }
+
+    /// Skips where there is no such controller.
+    pub(crate) fn needs_controller(&self, controller: &str) -> Result<()> {
+        if cgroup::hierarchy_of(controller).is_none() {
+            self.skip(format!("no cgroup controller {controller}"))?;
+        }
+        Ok(())
+    }
+
+    /// Skips where `/sys/fs/cgroup` is not cgroup v2.
+    pub(crate) fn needs_cgroup_v2(&self) -> Result<()> {
+        if !cgroup::is_unified() {
+            self.skip("needs cgroup v2")?;
+        }
+        Ok(())
+    }
+
+    /// Skips where `/sys/fs/cgroup` is cgroup v2.
+    pub(crate) fn needs_cgroup_v1(&self) -> Result<()> {
+        if cgroup::is_unified() {
+            self.skip("needs cgroup v1")?;
+        }
+        Ok(())
+    }
+
+    /// Whether the runtime under test is ours, not a peer.
+    pub(crate) fn is_ours(&self) -> bool {
+        lists::peer(&self.rtc).is_none()
+    }
+
+    /// A number no other call in this test gets.
+    pub(crate) fn number(&self) -> u32 {
+        self.counter.set(self.counter.get() + 1);
+        self.counter.get()
+    }
+
+    /// A container id no other test uses either.
+    pub(crate) fn id(&self) -> String {
+        format!("c{}-{}", self.number(), self.unique)
+    }
+
+    /// A new path in the test's directory; nothing is there yet.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}-{}", self.number()))
+    }
+
+    /// A file of the whole run (`busybox`, `rtc-tests`), hard-linked where possible.
+    pub(crate) fn link_shared(&self, name: &str, to: &Path) -> Result<()> {
+        let shared = self.base.parent().unwrap_or(Path::new("/")).join(name);
+        let linked = fs::hard_link(&shared, to).or_else(|_| fs::copy(&shared, to).map(|_| ()));
+        linked.with_context(|| format!("{} -> {}", shared.display(), to.display()))
+    }
+
+    /// A new bundle: busybox rootfs and the configuration of `config.json` beside this source.
+    pub(crate) fn bundle(&self) -> Bundle<'_> {
+        Bundle::new(self).unwrap_or_else(|error| panic!("make a bundle: {error:#}"))
+    }
+
+    /// Runs the runtime with these arguments after `--root`, to its end.
+    pub(crate) fn rtc<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Result<Output> {
+        self.command(args).run()
+    }
+
+    /// The runtime with these arguments after `--root`, not started yet.
+    pub(crate) fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Rtc<'_> {
+        let root: [&OsStr; 2] = ["--root".as_ref(), self.root.as_ref()];
+        self.bare(root).args(args)
+    }
+
+    /// The runtime with exactly these arguments: no `--root`.
+    pub(crate) fn bare<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Rtc<'_> {
+        let command = Rtc {
+            test: self,
+            args: Vec::new(),
+            cwd: None,
+            stdin: None,
+            env: Vec::new(),
+        };
+        command.args(args)
+    }
+
+    /// Has the container deleted when the test is over, if it is still there then.
+    pub(crate) fn delete_at_end(&self, id: &str) {
+        self.to_delete.borrow_mut().push(id.to_owned());
+    }
+
+    fn delete_containers(&self) -> Result<()> {
+        for id in self.to_delete.take() {
+            if self.root.join(&id).exists() {
+                self.rtc(["delete", "--force", &id])?
+                    .ok()
+                    .context("delete what the test left running")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A call of the runtime, being put together.
+pub(crate) struct Rtc<'t> {
+    test: &'t Test,
+    args: Vec<OsString>,
+    cwd: Option<PathBuf>,
+    stdin: Option<Stdio>,
+    env: Vec<(String, String)>,
+}
+
+impl Rtc<'_> {
+    /// Appends arguments.
+    pub(crate) fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.args
+            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// Working directory; the test's own by default.
+    pub(crate) fn cwd(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.cwd = Some(directory.into());
+        self
+    }
+
+    /// Standard input; `/dev/null` by default.
+    pub(crate) fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
+        self.stdin = Some(stdin.into());
+        self
+    }
+
+    /// Sets an environment variable of the runtime.
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts it and waits for its end. The streams are files: a container that lives on may hold them.
+    pub(crate) fn run(self) -> Result<Output> {
+        self.spawn()?.wait()
+    }
+
+    /// Starts it.
+    pub(crate) fn spawn(self) -> Result<Running> {
+        let stdout = self.test.path("stdout");
+        let stderr = self.test.path("stderr");
+        let mut command = Command::new(&self.test.rtc);
+        command
+            .args(&self.args)
+            .stdin(self.stdin.unwrap_or_else(Stdio::null));
+        command.stdout(append(&stdout)?).stderr(append(&stderr)?);
+        command.current_dir(self.cwd.as_deref().unwrap_or(&self.test.directory));
+        for name in [
+            "NOTIFY_SOCKET",
+            "LISTEN_FDS",
+            "LISTEN_PID",
+            "LISTEN_FDNAMES",
+            "XDG_RUNTIME_DIR",
+        ] {
+            command.env_remove(name);
+        }
+        command.envs(self.env);
+        let words: Vec<_> = self.args.iter().map(|arg| arg.to_string_lossy()).collect();
+        let text = format!("{} {}", self.test.rtc.display(), words.join(" "));
+        let child = command.spawn().with_context(|| text.clone())?;
+        Ok(Running {
+            child,
+            text,
+            stdout,
+            stderr,
+            ours: self.test.is_ours(),
+        })
+    }
+}
+
+fn append(path: &Path) -> Result<File> {
+    File::options()
+        .create(true)
+        .append(true)
+        .open(path)
+        .with_context(|| path.display().to_string())
+}
+
+/// A call of the runtime that has been started.
+pub(crate) struct Running {
+    child: Child,
+    text: String,
+    /// File that gets standard output.
+    pub(crate) stdout: PathBuf,
+    /// File that gets standard error.
+    pub(crate) stderr: PathBuf,
+    ours: bool,
+}
+
+impl Running {
+    /// Its process id.
+    pub(crate) fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(mut self) -> Result<Output> {
+        let status = self.child.wait().with_context(|| self.text.clone())?;
+        let code = status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+        let read =
+            |path: &Path| -> Result<String> { Ok(String::from_utf8_lossy(&fs::read(path)?).into_owned()) };
+        let (stdout, stderr) = (read(&self.stdout)?, read(&self.stderr)?);
+        Ok(Output {
+            command: self.text,
+            code,
+            stdout,
+            stderr,
+            ours: self.ours,
+        })
+    }
+}

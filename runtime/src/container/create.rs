@@ -258,7 +258,9 @@ impl<'a> Unfinished<'a> {
             set_oom_score(&Procfs::open()?, &child.pid.to_string(), score)?;
         }
         if driver == Driver::Systemd {
-            let cgroup = &mut self.record.as_mut().context("the record")?.cgroup;
+            let cgroup = &self.record.as_ref().context("the record")?.cgroup;
+            let resources = linux.resources().clone().unwrap_or_default();
+            cgroup.attach(child.pid, &resources, self.bundle.spec.annotations().as_ref())?;
             set_limits(cgroup, linux)?;
         }
         if makes_user_namespace || driver == Driver::Systemd {

@@ -1,6 +1,10 @@
 //! The tests, one file per area.
 
+mod bad_input;
 mod cgroups;
+mod command_line;
+mod concurrency;
+mod descriptors;
 mod devices;
 mod exec;
 mod lifecycle;
@@ -9,3 +13,4 @@ mod namespaces;
 mod process;
 mod rootfs;
 mod seccomp;
+mod terminal;

@@ -96,11 +96,7 @@ impl Namespaces {
     #[must_use]
     pub fn of_container(init: OwnedFd, flags: c_int, root: Option<OwnedFd>) -> Self {
         Self {
-            container: Some(OfContainer {
-                init,
-                flags: flags & !CLONE_NEWCGROUP,
-                root,
-            }),
+            container: Some(OfContainer { init, flags, root }),
             ..Self::default()
         }
     }

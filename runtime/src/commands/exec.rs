@@ -7,7 +7,7 @@ use rtc_runtime::container::exec_process::ExecOverrides;
 use rtc_runtime::container::{self, ExecOptions, ExecProcess};
 
 use super::arguments::{Flag, Order, Parsed, utf8};
-use super::create::{self, Attachment};
+use super::create;
 use super::{Command, Global};
 
 pub(super) static COMMAND: Command = Command {
@@ -56,31 +56,16 @@ fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
     let id = super::id(parsed)?;
     let command = &parsed.rest[1..];
     let detach = parsed.is_on("detach");
-    let (process, tty) = match parsed.path("process") {
+    let process = match parsed.path("process") {
         Some(_) if !command.is_empty() => {
             bail!("--process: names the command; {command:?} must not be given too")
         }
-        Some(file) => {
-            let process = bundle::load_process(&file).context("--process")?;
-            let tty = process.terminal().unwrap_or(false);
-            (ExecProcess::Whole(Box::new(process)), tty)
-        }
-        None => {
-            let overrides = overrides(parsed)?;
-            let tty = overrides.tty;
-            (ExecProcess::Overrides(Box::new(overrides)), tty)
-        }
+        Some(file) => ExecProcess::Whole(Box::new(bundle::load_process(&file).context("--process")?)),
+        None => ExecProcess::Overrides(Box::new(overrides(parsed)?)),
     };
-    let console_socket = parsed.path("console-socket");
-    let attachment = if detach {
-        Attachment::Detached
-    } else {
-        Attachment::Foreground
-    };
-    create::check_terminal(tty, console_socket.is_some(), attachment)?;
     let options = ExecOptions {
         process,
-        console_socket,
+        console_socket: parsed.path("console-socket"),
         pidfd_socket: parsed.path("pidfd-socket"),
         pid_file: parsed.path("pid-file"),
         detach,

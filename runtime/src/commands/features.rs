@@ -115,7 +115,7 @@ fn features() -> Features {
             cgroup: Cgroup {
                 v1: true,
                 v2: true,
-                systemd: SYSTEMD,
+                systemd: true,
                 systemd_user: false,
                 rdma: true,
             },
@@ -132,7 +132,7 @@ fn features() -> Features {
             ("org.rtc.commit", env!("RTC_COMMIT")),
             ("org.rtc.version", env!("CARGO_PKG_VERSION")),
         ]),
-        potentially_unsafe_config_annotations: if SYSTEMD { &["org.systemd.property."] } else { &[] },
+        potentially_unsafe_config_annotations: &["org.systemd.property."],
     }
 }
 
@@ -203,9 +203,6 @@ static ARCHS: &[&str] = &[
     "SCMP_ARCH_X86",
     "SCMP_ARCH_X86_64",
 ];
-
-/// Whether `--systemd-cgroup` does something.
-const SYSTEMD: bool = false;
 
 #[cfg(test)]
 mod tests {

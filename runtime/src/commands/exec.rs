@@ -5,6 +5,7 @@ use oci_spec::runtime::Capability;
 use rtc_runtime::bundle;
 use rtc_runtime::container::exec_process::ExecOverrides;
 use rtc_runtime::container::{self, ExecOptions, ExecProcess};
+use rtc_runtime::log;
 
 use super::arguments::{Flag, Order, Parsed, utf8};
 use super::create;
@@ -52,6 +53,19 @@ pub(super) static COMMAND: Command = Command {
     run,
 };
 
+/// Flags that say something about the process, as a file with all of it does.
+const OF_THE_PROCESS: [&str; 9] = [
+    "cwd",
+    "env",
+    "tty",
+    "user",
+    "additional-gids",
+    "process-label",
+    "apparmor",
+    "no-new-privs",
+    "cap",
+];
+
 fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
     let id = super::id(parsed)?;
     let command = &parsed.rest[1..];
@@ -60,7 +74,12 @@ fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
         Some(_) if !command.is_empty() => {
             bail!("--process: names the command; {command:?} must not be given too")
         }
-        Some(file) => ExecProcess::Whole(Box::new(bundle::load_process(&file).context("--process")?)),
+        Some(file) => {
+            if let Some(ignored) = parsed.given().find(|flag| OF_THE_PROCESS.contains(flag)) {
+                log::warn(format_args!("--{ignored}: ignored beside --process"));
+            }
+            ExecProcess::Whole(Box::new(bundle::load_process(&file).context("--process")?))
+        }
         None => ExecProcess::Overrides(Box::new(overrides(parsed)?)),
     };
     let options = ExecOptions {

@@ -25,12 +25,16 @@ pub enum JoinTarget {
 }
 
 impl Cgroup {
-    /// The container's cgroup itself.
+    /// The container's cgroup itself. Nothing to join where systemd is yet to make it, around the process
+    /// ([`Cgroup::attach`]).
     ///
     /// # Errors
     ///
     /// Where the cgroup is gone.
     pub fn join_target(&self) -> Result<JoinTarget> {
+        if self.made.is_awaited() {
+            return Ok(JoinTarget::V1(Vec::new()));
+        }
         if self.is_v2() {
             let dir = self.main()?.dir()?;
             return Ok(JoinTarget::V2(duplicate(dir)?));
@@ -38,7 +42,7 @@ impl Cgroup {
         let files = self
             .trees
             .iter()
-            .map(|tree| Ok(tree.dir()?.file("cgroup.procs", OFlag::O_WRONLY)?));
+            .map(|tree| Ok(tree.file("cgroup.procs", OFlag::O_WRONLY)?));
         Ok(JoinTarget::V1(files.collect::<Result<_>>()?))
     }
 
@@ -142,8 +146,8 @@ mod tests {
 
     fn below_of(arguments: &[&str]) -> Result<Vec<(usize, PathBuf)>> {
         let trees = [
-            Tree::new("memory", "/m".into()),
-            Tree::new("cpu,cpuacct", "/c".into()),
+            Tree::new("memory", Path::new("/m"), Path::new("x")),
+            Tree::new("cpu,cpuacct", Path::new("/c"), Path::new("x")),
         ];
         below(
             &trees,

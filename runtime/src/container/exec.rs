@@ -11,10 +11,9 @@ use oci_spec::runtime::{Linux, Process, Spec};
 
 use crate::bundle;
 use crate::cgroup::JoinTarget;
-use crate::container::create::{
-    send_listener, send_master, send_pidfd, state_text, terminal_of, write_pid_file,
-};
+use crate::container::create::terminal_of;
 use crate::container::exec_process::ExecProcess;
+use crate::container::handover::{send_listener, send_master, send_pidfd, write_pid_file};
 use crate::container::id::ContainerId;
 use crate::container::state::{Directory, Operation, Record, StateRoot};
 use crate::namespace::{self, Namespaces};
@@ -27,7 +26,7 @@ use crate::process::payload::Payload;
 use crate::process::program::Program;
 use crate::process::spawn::{Birth, Spawned, spawn};
 use crate::procfs::Procfs;
-use crate::sys::clone::{CLONE_NEWCGROUP, CLONE_NEWNS, CLONE_NEWUSER};
+use crate::sys::clone::{CLONE_NEWNS, CLONE_NEWUSER};
 use crate::sys::process;
 use crate::{log, seccomp, sys};
 
@@ -86,8 +85,11 @@ pub fn exec(root: &StateRoot, id: &ContainerId, mut options: ExecOptions) -> Res
         }
     };
     let Some(signals) = signals else { return Ok(0) };
-    Ok(foreground::wait(&spawned.child, &signals, master)?.status())
+    Ok(foreground::wait(&spawned.child, &signals, master, NOTHING)?.status())
 }
+
+/// An exec reports to no service manager.
+const NOTHING: foreground::Watched<'static, fn() -> bool> = None;
 
 fn check_terminal(process: &Process, options: &ExecOptions) -> Result<()> {
     let terminal = process.terminal().unwrap_or(false);
@@ -119,10 +121,9 @@ impl Container<'_> {
         let namespaces = linux.namespaces().iter().flatten();
         let flags = namespaces.fold(0, |flags, namespace| flags | namespace::flag(namespace.typ()));
         let root = (flags & CLONE_NEWNS == 0).then(|| self.open_root()).transpose()?;
+        let namespaces = Namespaces::of_container(init, flags, root);
         let join = Join {
-            cgroup_namespace: (flags & CLONE_NEWCGROUP != 0)
-                .then(|| init.try_clone().context("dup"))
-                .transpose()?,
+            namespaces: &namespaces,
             in_user_namespace: flags & CLONE_NEWUSER != 0,
             payload: Payload {
                 identity: Identity::new(process, linux)?,
@@ -141,7 +142,6 @@ impl Container<'_> {
         } else {
             record.cgroup.join_target_below(&options.cgroup)?
         };
-        let namespaces = Namespaces::of_container(init, flags, root);
         let before_entering = || apply_to_ourselves(process);
         let mut join = Some(join);
         let mut spawn_into = |target: &JoinTarget| {
@@ -198,15 +198,13 @@ impl Container<'_> {
                     None => relayed = Some(master),
                 },
                 Some(Message::SeccompListener(listener)) => {
-                    let Record {
-                        oci_version,
-                        bundle,
-                        annotations,
-                        pid,
-                        ..
-                    } = self.record;
-                    let state = state_text(self.directory.id(), oci_version, bundle, annotations.iter());
-                    send_listener(self.spec, &listener, child, &state.json("running", *pid))?;
+                    let state = self.record.hook_state(self.directory.id());
+                    send_listener(
+                        self.spec,
+                        &listener,
+                        child,
+                        &state.json("running", self.record.pid),
+                    )?;
                     channel.go()?;
                 }
                 Some(other) => bail!("an unexpected message from the process: {other:?}"),

@@ -19,13 +19,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, renameat};
+use nix::fcntl::{Flock, FlockArg, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 
+use crate::bundle;
 use crate::cgroup::Cgroup;
 use crate::container::id::ContainerId;
+use crate::container::notify;
+use crate::hooks;
 use crate::process::gate::{self, Waiting};
 use crate::sys::Named;
 
@@ -63,6 +66,19 @@ pub struct Record {
     pub has_hooks: bool,
     /// Whether init is pid 1 of a namespace of its own, so that all its processes end with it.
     pub owns_pids: bool,
+}
+
+impl Record {
+    /// What hooks and seccomp agents are told.
+    #[must_use]
+    pub fn hook_state(&self, id: &ContainerId) -> hooks::State {
+        hooks::State::new(
+            id.as_str(),
+            &self.oci_version,
+            &self.bundle,
+            self.annotations.iter(),
+        )
+    }
 }
 
 /// Life of a container, as runtime-spec names it, and runc's `paused`.
@@ -125,7 +141,8 @@ impl Status {
         let refused = match (operation, self) {
             (O::Start, S::Created)
             | (O::Kill, S::Created | S::Running | S::Paused | S::Creating)
-            | (O::Delete, S::Stopped)
+            // As runc; the specification would only have it stopped.
+            | (O::Delete, S::Stopped | S::Created)
             | (O::Exec, S::Created | S::Running)
             | (O::ExecPaused, S::Created | S::Running | S::Paused)
             | (O::Pause, S::Created | S::Running)
@@ -198,7 +215,7 @@ impl StateRoot {
         match made {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(anyhow!("container with id exists: {id}"));
+                return Err(anyhow!("container with given ID already exists: {id}"));
             }
             Err(error) => return Err(error).with_context(|| format!("mkdir {}", path.display())),
         }
@@ -308,7 +325,7 @@ impl Directory {
         let Some(text) = self.read(RECORD)? else {
             return Ok(None);
         };
-        serde_json::from_slice(&text).map(Some).with_context(|| {
+        bundle::parse_json(&text).map(Some).with_context(|| {
             format!(
                 "{}: broken state; delete --force removes it",
                 self.path.join(RECORD).display()
@@ -452,6 +469,13 @@ impl Locked {
     ///
     /// A file can't be removed.
     pub fn remove(self) -> Result<()> {
+        match fs::remove_dir_all(self.path.join(notify::DIRECTORY)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error)
+                    .with_context(|| format!("remove {}", self.path.join(notify::DIRECTORY).display()));
+            }
+            _ => {}
+        }
         let mut listing =
             nix::dir::Dir::openat(&self, ".", OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
                 .call(|| format!("opendir({:?})", self.path))?;
@@ -469,12 +493,6 @@ impl Locked {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Whether a file of the directory is there.
-    #[must_use]
-    pub fn has(&self, name: &str) -> bool {
-        nix::sys::stat::fstatat(self, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
     }
 }
 
@@ -500,7 +518,7 @@ mod tests {
         };
         assert_eq!(
             allowed(Status::Created),
-            [true, true, false, true, true, false, true]
+            [true, true, true, true, true, false, true]
         );
         assert_eq!(
             allowed(Status::Running),
@@ -531,8 +549,8 @@ mod tests {
         let root = StateRoot::new(std::env::temp_dir().join(format!("rtc-state-{}", std::process::id())));
         let id: ContainerId = "a".parse().unwrap();
         let first = root.claim(&id).unwrap();
-        assert!(format!("{:#}", root.claim(&id).unwrap_err()).contains("container with id exists"));
-        assert_eq!(root.ids().unwrap(), [id.clone()]);
+        assert!(format!("{:#}", root.claim(&id).unwrap_err()).contains("already exists"));
+        assert_eq!(root.ids().unwrap(), std::slice::from_ref(&id));
         first.save_config(b"{}").unwrap();
         first.remove().unwrap();
         assert!(root.open(&id).unwrap_err().is::<NotFound>());

@@ -161,7 +161,7 @@ install_rust() {
 fetch_crates() {
   local manifest fetch
   for manifest in "$ROOT/Cargo.toml" "$ROOT/fuzz/Cargo.toml"; do
-    [ -e "$manifest" ] || continue
+    [ -e "${manifest%toml}lock" ] || continue
     fetch=(cargo fetch --locked --target "$RUST_TARGET" --manifest-path "$manifest")
     if ! "${fetch[@]}" --offline >/dev/null 2>&1; then
       say "downloading the crates of ${manifest#"$ROOT/"}"

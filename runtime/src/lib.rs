@@ -9,8 +9,14 @@
 //! The library is synchronous and never starts a thread.
 
 pub mod bundle;
+pub mod cgroup;
 pub mod container;
+pub mod hooks;
 pub mod log;
+pub mod namespace;
+pub mod process;
+pub mod procfs;
+pub mod rootfs;
 pub mod sealed_exe;
 pub mod seccomp;
 pub mod sys;

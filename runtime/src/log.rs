@@ -227,6 +227,12 @@ fn hides_text(c: char) -> bool {
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
+/// A time as RFC 3339 in UTC, to the second: what records and log lines have.
+#[must_use]
+pub fn timestamp(time: SystemTime) -> String {
+    rfc3339(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
 /// `2026-11-27T20:43:51Z`, from the time since the Unix epoch.
 fn rfc3339(since_epoch: Duration) -> String {
     let seconds = since_epoch.as_secs();

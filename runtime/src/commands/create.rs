@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use oci_spec::runtime::Process;
 use rtc_runtime::bundle::Bundle;
 use rtc_runtime::container::{self, ContainerId, CreateOptions};
+use rtc_runtime::sys::fd::is_inherited;
 
 use super::arguments::{Flag, Parsed};
 use super::{Command, Global, ON_ONE_CONTAINER};
@@ -13,7 +14,7 @@ use super::{Command, Global, ON_ONE_CONTAINER};
 pub(super) static COMMAND: Command = Command {
     name: "create",
     summary: "create a container",
-    description: "The container is made from a bundle, a directory with a config.json and a root filesystem; \n   \
+    description: "The container is made from a bundle, a directory with a config.json and a root filesystem;\n   \
                   its process does not run before \"start\". The id is unique on the host.",
     flags: &[
         BUNDLE,
@@ -24,6 +25,7 @@ pub(super) static COMMAND: Command = Command {
         NO_NEW_KEYRING,
         PRESERVE_FDS,
     ],
+    meets_container: true,
     run,
     ..ON_ONE_CONTAINER
 };
@@ -67,7 +69,7 @@ pub(super) enum Attachment {
 fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
     let bundle = parsed.path("bundle").unwrap_or_else(|| PathBuf::from("."));
     let options = options(global, parsed, super::id(parsed)?, &bundle, Attachment::Detached)?;
-    container::create(&global.state_root()?, options)?;
+    container::create(&global.state_root(), &options)?;
     Ok(0)
 }
 
@@ -102,11 +104,17 @@ pub(super) fn options(
     })
 }
 
-/// `--preserve-fds`, bounded by what a process can have open (`fs.nr_open`).
+/// How many descriptors from 3 on the process keeps: those of socket activation (`$LISTEN_FDS`, sd_listen_fds(3)) and
+/// `--preserve-fds`. Each must be there.
 pub(super) fn preserve_fds(parsed: &Parsed) -> Result<u32> {
-    let count = parsed.number("preserve-fds")?.unwrap_or(0);
-    if count > 1 << 20 {
-        bail!("--preserve-fds: {count}: must be at most 1048576");
+    let more = parsed.number("preserve-fds")?.unwrap_or(0);
+    let activated = std::env::var("LISTEN_FDS")
+        .ok()
+        .and_then(|count| count.parse::<u32>().ok())
+        .unwrap_or(0);
+    let count = activated.saturating_add(more);
+    if let Some(missing) = (3..count.saturating_add(3)).find(|fd| !is_inherited(fd.cast_signed())) {
+        bail!("--preserve-fds: {more} (and {activated} of $LISTEN_FDS): descriptor {missing} is not open");
     }
     Ok(count)
 }

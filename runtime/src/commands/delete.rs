@@ -14,7 +14,7 @@ pub(super) static COMMAND: Command = Command {
     )
     .or('f')],
     run: |global, parsed| {
-        container::delete(&global.state_root()?, &super::id(parsed)?, parsed.is_on("force")).map(|()| 0)
+        container::delete(&global.state_root(), &super::id(parsed)?, parsed.is_on("force")).map(|()| 0)
     },
     ..ON_ONE_CONTAINER
 };

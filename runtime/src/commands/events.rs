@@ -21,6 +21,6 @@ pub(super) static COMMAND: Command = Command {
 };
 
 fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
-    let report = container::state(&global.state_root()?, &super::id(parsed)?)?;
+    let report = container::state(&global.state_root(), &super::id(parsed)?)?;
     bail!("container {:?}: events: not there yet", report.id);
 }

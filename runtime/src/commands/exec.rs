@@ -48,6 +48,7 @@ pub(super) static COMMAND: Command = Command {
     order: Order::FlagsFirst,
     count: (1, usize::MAX),
     failure: 255,
+    meets_container: true,
     run,
 };
 
@@ -87,7 +88,7 @@ fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
         cgroup: parsed.texts("cgroup")?,
         ignore_paused: parsed.is_on("ignore-paused"),
     };
-    container::exec(&global.state_root()?, &id, options)
+    container::exec(&global.state_root(), &id, options)
 }
 
 fn overrides(parsed: &Parsed) -> Result<ExecOverrides> {

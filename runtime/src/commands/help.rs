@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::arguments::Flag;
-use super::{COMMANDS, Command, GLOBAL_FLAGS, VERSION_TEXT};
+use super::{COMMANDS, Command, GLOBAL_FLAGS, VERSION_FLAG, VERSION_TEXT};
 
 /// `rtc --help`.
 pub(super) fn program(name: &str) -> String {
@@ -25,8 +25,7 @@ pub(super) fn program(name: &str) -> String {
         "help, h"
     );
     out.push_str("\nGLOBAL OPTIONS:\n");
-    options(GLOBAL_FLAGS, &mut out);
-    out.push_str("   --help, -h          show help\n   --version, -v       print the version\n");
+    options(&[GLOBAL_FLAGS, HELP, VERSION_FLAG], &mut out);
     out
 }
 
@@ -47,12 +46,14 @@ pub(super) fn command(name: &str, command: &Command) -> String {
         let _ = write!(out, "\nDESCRIPTION:\n   {}\n", command.description);
     }
     out.push_str("\nOPTIONS:\n");
-    options(command.flags, &mut out);
-    out.push_str("   --help, -h          show help\n");
+    options(&[command.flags, HELP], &mut out);
     out
 }
 
-fn options(flags: &[Flag], out: &mut String) {
+/// Not in the tables: the parser knows it everywhere.
+static HELP: &[Flag] = &[Flag::switch("help", "show help").or('h')];
+
+fn options(tables: &[&[Flag]], out: &mut String) {
     let left = |flag: &Flag| {
         let value = if flag.takes_value { " value" } else { "" };
         match flag.short {
@@ -60,13 +61,9 @@ fn options(flags: &[Flag], out: &mut String) {
             None => format!("--{}{value}", flag.name),
         }
     };
-    let width = flags
-        .iter()
-        .map(|flag| left(flag).len())
-        .max()
-        .unwrap_or(0)
-        .max(18);
-    for flag in flags {
+    let flags = || tables.iter().flat_map(|table| table.iter());
+    let width = flags().map(|flag| left(flag).len()).max().unwrap_or(0);
+    for flag in flags() {
         let _ = writeln!(out, "   {:<width$}  {}", left(flag), flag.help);
     }
 }

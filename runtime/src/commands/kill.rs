@@ -23,7 +23,7 @@ fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
         Some(signal) => self::signal(utf8(signal)?)?,
     };
     container::kill(
-        &global.state_root()?,
+        &global.state_root(),
         &super::id(parsed)?,
         signal,
         parsed.is_on("all"),

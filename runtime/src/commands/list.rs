@@ -50,7 +50,7 @@ fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
         _ => true,
     };
     let reports = if exists {
-        container::list(&global.state_root()?)?
+        container::list(&global.state_root())?
     } else {
         Vec::new()
     };

@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use rtc_runtime::container::{ContainerId, StateRoot};
-use rtc_runtime::log;
+use rtc_runtime::{log, sealed_exe, sys};
 
 use arguments::{Flag, Order, Parsed};
 
@@ -84,6 +84,8 @@ struct Command {
     count: (usize, usize),
     /// Exit code where the verb fails.
     failure: u8,
+    /// Whether a process of ours becomes one of a container.
+    meets_container: bool,
     run: fn(&Global, &Parsed) -> Result<i32>,
 }
 
@@ -97,6 +99,7 @@ const ON_ONE_CONTAINER: Command = Command {
     order: Order::Any,
     count: (1, 1),
     failure: 1,
+    meets_container: false,
     run: |_, _| Ok(0),
 };
 
@@ -149,8 +152,8 @@ impl Global {
         })
     }
 
-    fn state_root(&self) -> Result<StateRoot> {
-        StateRoot::open(&self.root)
+    fn state_root(&self) -> StateRoot {
+        StateRoot::new(self.root.clone())
     }
 }
 
@@ -222,10 +225,21 @@ fn run(program: &str, command: &Command, globals: &Parsed, arguments: &[OsString
     }
     check_count(command, parsed.rest.len()).map_err(usage)?;
     let global = Global::new(globals)?;
+    if command.meets_container {
+        protect_ourselves()?;
+    }
     (command.run)(&global, &parsed).map_err(|error| Failure {
         error,
         code: command.failure,
     })
+}
+
+/// What a container could otherwise read or write of us, while a process of ours becomes its own: our program, memory,
+/// descriptors. What is in the way of that is in the way of the verb.
+fn protect_ourselves() -> Result<()> {
+    let seal = sealed_exe::ensure()?;
+    log::debug(|| seal);
+    Ok(sys::process::set_non_dumpable()?)
 }
 
 fn init_log(globals: &Parsed) -> Result<()> {
@@ -288,7 +302,7 @@ fn id(parsed: &Parsed) -> Result<ContainerId> {
         .rest
         .first()
         .ok_or_else(|| anyhow!("container id: missing"))?;
-    ContainerId::parse(arguments::utf8(first).context("container id")?)
+    arguments::utf8(first).context("container id")?.parse()
 }
 
 /// Writes to standard output; a reader that went away is no error.

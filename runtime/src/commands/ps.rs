@@ -37,7 +37,7 @@ fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
         };
         options = rest;
     }
-    let pids = container::processes(&global.state_root()?, &super::id(parsed)?)?;
+    let pids = container::processes(&global.state_root(), &super::id(parsed)?)?;
     let text = match format {
         Format::Json => serde_json::to_string(&pids)? + "\n",
         Format::Table => rows_of(&ps(options)?, &pids)?,

@@ -15,7 +15,7 @@ pub(super) static COMMAND: Command = Command {
     name: "run",
     summary: "create and run a container",
     arguments: "<container-id> | <bundle>",
-    description: "The argument is the id of the new container. Where it is a directory with a config.json, no --bundle is \n   \
+    description: "The argument is the id of the new container. Where it is a directory with a config.json, no --bundle is\n   \
                   given and the current directory holds no config.json, it is the bundle, and its last component the id.",
     flags: &[
         create::BUNDLE,
@@ -29,6 +29,7 @@ pub(super) static COMMAND: Command = Command {
         create::NO_NEW_KEYRING,
         create::PRESERVE_FDS,
     ],
+    meets_container: true,
     run,
     ..ON_ONE_CONTAINER
 };
@@ -47,7 +48,7 @@ fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
         keep: parsed.is_on("keep"),
         no_subreaper: parsed.is_on("no-subreaper"),
     };
-    container::run(&global.state_root()?, options, run)
+    container::run(&global.state_root(), &options, run)
 }
 
 fn id_and_bundle(parsed: &Parsed) -> Result<(ContainerId, PathBuf)> {
@@ -59,7 +60,7 @@ fn id_and_bundle(parsed: &Parsed) -> Result<(ContainerId, PathBuf)> {
     let Some(name) = name else {
         return Ok((super::id(parsed)?, PathBuf::from(".")));
     };
-    let id = utf8(&name).and_then(ContainerId::parse);
+    let id = utf8(&name).and_then(str::parse::<ContainerId>);
     let id = id.with_context(|| {
         format!("the bundle's name as container id; give one with: rtc run -b {argument:?} <container-id>")
     })?;

@@ -8,7 +8,7 @@ pub(super) static COMMAND: Command = Command {
     name: "state",
     summary: "output the state of a container",
     run: |global, parsed| {
-        let report = container::state(&global.state_root()?, &super::id(parsed)?)?;
+        let report = container::state(&global.state_root(), &super::id(parsed)?)?;
         super::print(&(serde_json::to_string_pretty(&report)? + "\n")).map(|()| 0)
     },
     ..ON_ONE_CONTAINER

@@ -87,7 +87,7 @@ fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
         }
         None => from_flags(parsed)?,
     };
-    container::update(&global.state_root()?, &super::id(parsed)?, &resources)?;
+    container::update(&global.state_root(), &super::id(parsed)?, &resources)?;
     Ok(0)
 }
 

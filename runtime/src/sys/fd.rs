@@ -11,6 +11,13 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 
 use super::{Named, Result, checked};
 
+/// Standard input: rtc's `main` makes sure that 0, 1 and 2 are open before anything else runs (Rust's runtime does).
+// SAFETY: open for the whole life of the process, see above.
+pub const STDIN: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw(0) };
+/// Standard output, as [`STDIN`].
+// SAFETY: as STDIN.
+pub const STDOUT: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw(1) };
+
 /// Marks every descriptor from `first` on close-on-exec (close_range(2), `CLOSE_RANGE_CLOEXEC`, Linux 5.11).
 pub fn close_on_exec_from(first: RawFd) -> Result<()> {
     // SAFETY: takes no pointers; descriptors stay open, so no owner loses one.
@@ -19,11 +26,29 @@ pub fn close_on_exec_from(first: RawFd) -> Result<()> {
     checked(returned, || format!("close_range({first}, CLOEXEC)")).map(drop)
 }
 
-/// Whether the number names an open descriptor of this process.
+/// Closes every descriptor from `first` on but those of `kept`, for a process that will end without running any
+/// destructor: descriptors are closed under the feet of their owners.
+pub fn close_all_but(first: RawFd, kept: &[RawFd]) -> Result<()> {
+    let mut kept: Vec<RawFd> = kept.iter().copied().filter(|fd| *fd >= first).collect();
+    kept.sort_unstable();
+    let mut next = first.cast_unsigned();
+    for end in kept.into_iter().map(RawFd::cast_unsigned).chain([u32::MAX]) {
+        if next < end {
+            // SAFETY: takes no pointers; the caller answers for the owners, see above.
+            let returned = unsafe { libc::syscall(libc::SYS_close_range, next, end.saturating_sub(1), 0) };
+            checked(returned, || format!("close_range({next}, {end})"))?;
+        }
+        next = end.saturating_add(1);
+    }
+    Ok(())
+}
+
+/// Whether this process was started with a descriptor of this number: ours are all close-on-exec, and none of those
+/// could have come over the `execve`.
 #[must_use]
-pub fn is_open(fd: RawFd) -> bool {
+pub fn is_inherited(fd: RawFd) -> bool {
     // SAFETY: F_GETFD only reads a flag and accepts any number.
-    unsafe { libc::fcntl(fd, libc::F_GETFD) != -1 }
+    unsafe { libc::fcntl(fd, libc::F_GETFD) == 0 }
 }
 
 /// Lets the descriptor with this number survive an `execve`.
@@ -74,18 +99,4 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<(usize, Option<Ow
         }
     }
     Ok((message.bytes, received))
-}
-
-/// Takes over a descriptor that this process was started with, by its number; it is made close-on-exec.
-/// `None` where no descriptor has that number.
-#[must_use]
-pub fn inherited(fd: RawFd) -> Option<OwnedFd> {
-    if !is_open(fd) {
-        return None;
-    }
-    // SAFETY: the number is open, and the caller says that it was inherited for this use, so nothing else owns it.
-    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: F_SETFD changes only a flag of a descriptor we own.
-    unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
-    Some(owned)
 }

@@ -4,9 +4,12 @@
 //! `pidfd`, `seccomp`, the mount file descriptors, `bpf`, ...) and gives every failure the call that failed, so that
 //! an error prints itself: `mount("proc", "/proc", "proc", NOSUID): Operation not permitted`.
 
+pub mod bpf;
 pub mod clone;
 pub mod exe;
 pub mod fd;
+pub mod mount;
+pub mod open;
 pub mod process;
 pub mod seccomp;
 pub mod tty;

@@ -41,6 +41,91 @@ pub fn pidfd_send_signal(pidfd: impl AsFd, signal: i32) -> Result<()> {
     checked(returned, || format!("pidfd_send_signal({signal})")).map(drop)
 }
 
+/// Ends this copy of a process without running what the original registered to run at its end.
+pub fn exit(status: i32) -> ! {
+    // SAFETY: _exit(2) has no precondition.
+    unsafe { libc::_exit(status) }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// It exited.
+    Code(i32),
+    /// A signal ended it.
+    Signal(i32),
+}
+
+impl Exit {
+    /// What a shell would report: the code, or 128 and the signal.
+    #[must_use]
+    pub fn status(self) -> i32 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => 128 + signal,
+        }
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "it exited with status {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal} ended it"),
+        }
+    }
+}
+
+/// Waits for a child, collects it and tells how it ended (waitid(2), `P_PIDFD`, Linux 5.4). Realtime signals too, which
+/// nix has no name for.
+///
+/// # Errors
+///
+/// `ECHILD` where it is no child or was collected already.
+pub fn wait(pidfd: impl AsFd) -> Result<Exit> {
+    loop {
+        // SAFETY: siginfo_t is plain data, for which zeroes are valid.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let fd = pidfd.as_fd().as_raw_fd() as libc::id_t;
+        // SAFETY: the kernel fills `info`, which outlives the call.
+        let returned = unsafe { libc::waitid(libc::P_PIDFD, fd, &raw mut info, libc::WEXITED) };
+        match checked(returned.into(), || "waitid(P_PIDFD)".into()) {
+            Err(Error {
+                errno: Errno::EINTR, ..
+            }) => {}
+            Err(error) => return Err(error),
+            Ok(_) => {
+                // SAFETY: for a child that ended, waitid fills the fields of SIGCHLD.
+                let status = unsafe { info.si_status() };
+                let exited = info.si_code == libc::CLD_EXITED;
+                return Ok(if exited {
+                    Exit::Code(status)
+                } else {
+                    Exit::Signal(status)
+                });
+            }
+        }
+    }
+}
+
+/// Collects every child that has ended, but the one with this pid: orphans that a subreaper got.
+pub fn reap_orphans(but: Pid) {
+    loop {
+        // SAFETY: siginfo_t is plain data, for which zeroes are valid.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let peek = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        // SAFETY: the kernel fills `info`, which outlives the call.
+        let returned = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, peek) };
+        // SAFETY: waitid fills this field; it stays 0 where no child has ended.
+        let pid = unsafe { info.si_pid() };
+        if returned == -1 || pid == 0 || pid == but.as_raw() {
+            return;
+        }
+        // SAFETY: no status is asked for.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) };
+    }
+}
+
 /// Joins several namespaces of the process behind a pidfd at once (setns(2), Linux 5.8); `CLONE_NEWPID` is for children.
 pub fn setns(target: impl AsFd, namespaces: libc::c_int) -> Result<()> {
     // SAFETY: takes no pointers; this process has a single thread, so no other one is left behind.

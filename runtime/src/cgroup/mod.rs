@@ -1,0 +1,155 @@
+//! Control groups: where a container's processes are kept together, limited, counted, frozen and killed.
+//!
+//! ```text
+//! Layout::detect -> Cgroup::create -> join_target  -> (clone) -> ...  cgroupfs: the child is born in it
+//!                                  -> (clone, gate) -> attach -> ...  systemd: it makes a scope around the child
+//!                   apply, apply_devices: limits (pure translation in limits, devices; the writing in apply)
+//!                   processes, kill, freeze, thaw, stats, oom_watch    any time
+//!                   remove
+//! ```
+//!
+//! On v2 there is one tree, on v1 and hybrid one for each controller; a [`Cgroup`] is the container's directory in
+//! each. It is stored with the container's state and needs no look at the machine when it is read back.
+//!
+//! What comes from `libcgroups`: the readers of flat, nested and single values that [`stats`] is made of. Its managers
+//! find their paths by parsing `/proc/self/mountinfo` once for each controller, fail as a whole where one file is
+//! missing, and create a cgroup only together with moving a process into it, so creation, joining, limits and
+//! devices are ours.
+
+mod apply;
+mod create;
+mod devices;
+mod dir;
+mod freezer;
+mod join;
+mod layout;
+mod limits;
+mod members;
+mod oom;
+mod program;
+mod stats;
+mod systemd;
+mod watch;
+
+use std::cell::OnceCell;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use create::Made;
+use dir::Dir;
+pub use join::JoinTarget;
+pub use layout::{Hierarchy, Layout};
+pub use oom::{OomEvent, OomWatch};
+pub use stats::Stats;
+
+use crate::sys;
+
+/// Who makes the cgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// The runtime, in the file system.
+    Cgroupfs,
+    /// systemd, as a transient scope (`--systemd-cgroup`).
+    Systemd,
+}
+
+/// A container's cgroup.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Cgroup {
+    driver: Driver,
+    /// The systemd unit, with that driver.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unit: Option<String>,
+    trees: Vec<Tree>,
+    #[serde(skip)]
+    made: Made,
+}
+
+/// The container's directory in one tree.
+#[derive(Debug, Serialize, Deserialize)]
+struct Tree {
+    /// As in `/proc/<pid>/cgroup`; empty on v2 and for the unified tree of a hybrid machine.
+    controllers: String,
+    path: PathBuf,
+    #[serde(skip)]
+    dir: OnceCell<Dir>,
+}
+
+impl Tree {
+    fn new(controllers: &str, path: PathBuf) -> Self {
+        Self {
+            controllers: controllers.to_owned(),
+            path,
+            dir: OnceCell::new(),
+        }
+    }
+
+    /// The directory, opened at its first use.
+    fn dir(&self) -> sys::Result<&Dir> {
+        if let Some(dir) = self.dir.get() {
+            return Ok(dir);
+        }
+        let dir = Dir::open(&self.path)?;
+        Ok(self.dir.get_or_init(|| dir))
+    }
+
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.split(',').any(|name| name == controller)
+    }
+
+    /// A tree of v1 and hybrid machines that has no controller.
+    fn is_named(&self) -> bool {
+        self.controllers.is_empty() || self.controllers.starts_with("name=")
+    }
+}
+
+impl Cgroup {
+    /// Whether it is in the one tree of cgroup v2.
+    #[must_use]
+    pub fn is_v2(&self) -> bool {
+        matches!(&self.trees[..], [tree] if tree.controllers.is_empty())
+    }
+
+    /// Who made it.
+    #[must_use]
+    pub fn driver(&self) -> Driver {
+        self.driver
+    }
+
+    /// Its path: on v1 that of the devices controller, which every container is in.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.main().ok().map(|tree| tree.path.as_path())
+    }
+
+    /// Its directory in each tree, with the tree's name as in `/proc/<pid>/cgroup` (for `cgroup` mounts in a container).
+    pub fn paths(&self) -> impl Iterator<Item = (&str, &Path)> {
+        self.trees
+            .iter()
+            .map(|tree| (tree.controllers.as_str(), tree.path.as_path()))
+    }
+
+    /// Whether its directory is there.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.path().is_some_and(Path::exists)
+    }
+
+    /// The tree whose list of processes stands for all (runc: the devices controller's).
+    fn main(&self) -> Result<&Tree> {
+        self.tree("devices")
+    }
+
+    /// The tree that a controller is on.
+    fn tree(&self, controller: &str) -> Result<&Tree> {
+        let found = if self.is_v2() {
+            self.trees.first()
+        } else {
+            self.trees.iter().find(|tree| tree.has(controller))
+        };
+        found.with_context(|| format!("cgroup: the {controller} controller is not mounted on this machine"))
+    }
+}

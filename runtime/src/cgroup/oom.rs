@@ -1,0 +1,181 @@
+//! Being told that the kernel killed a process of a container for want of memory.
+//!
+//! ```text
+//! v2  memory.events: poll(POLLPRI), then read "oom_kill"      the end: cgroup.events "populated 0"
+//! v1  an eventfd registered for memory.oom_control            the end: the eventfd fires, and the cgroup is gone
+//! ```
+
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::watch::Watched;
+use super::{Cgroup, dir::Dir};
+use crate::sys::{Errno, Named as _};
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OomEvent {
+    /// The kernel ran out of the container's memory, and killed (v2), or killed or would have (v1).
+    Oom,
+    /// The container's cgroup has no process left, or is gone: nothing will happen any more.
+    End,
+    /// Nothing, in the time given.
+    Timeout,
+}
+
+/// A source of [`OomEvent`]s.
+#[derive(Debug)]
+pub struct OomWatch(Source);
+
+#[derive(Debug)]
+enum Source {
+    V2 {
+        memory: Watched,
+        cgroup: Watched,
+        kills: u64,
+    },
+    V1 {
+        event: EventFd,
+        dir: std::path::PathBuf,
+        _control: OwnedFd,
+    },
+}
+
+impl Cgroup {
+    /// Watches for the kernel's killing in this cgroup, from now on.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no memory controller, or the cgroup is gone.
+    pub fn oom_watch(&self) -> Result<OomWatch> {
+        let dir = self.tree("memory")?.dir()?;
+        let source = if self.is_v2() {
+            watch_v2(dir)
+        } else {
+            watch_v1(dir)
+        };
+        Ok(OomWatch(source.with_context(|| {
+            format!("watch for oom: cgroup {:?}", dir.path())
+        })?))
+    }
+
+    /// How many processes of the container the kernel has killed for want of memory.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no memory controller, or the cgroup is gone.
+    pub fn oom_kills(&self) -> Result<u64> {
+        let dir = self.tree("memory")?.dir()?;
+        let file = if self.is_v2() {
+            "memory.events"
+        } else {
+            "memory.oom_control"
+        };
+        Ok(Watched::open(dir, file)?.value("oom_kill")?.unwrap_or(0))
+    }
+}
+
+fn watch_v2(dir: &Dir) -> Result<Source> {
+    let memory = Watched::open(dir, "memory.events")?;
+    let cgroup = Watched::open(dir, "cgroup.events")?;
+    let kills = memory.value("oom_kill")?.unwrap_or(0);
+    Ok(Source::V2 {
+        memory,
+        cgroup,
+        kills,
+    })
+}
+
+fn watch_v1(dir: &Dir) -> Result<Source> {
+    let control = dir.file("memory.oom_control", OFlag::O_RDONLY)?;
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let event = EventFd::from_value_and_flags(0, flags).call(|| "eventfd()".to_owned())?;
+    dir.write(
+        "cgroup.event_control",
+        &format!("{} {}", event.as_fd().as_raw_fd(), control.as_raw_fd()),
+    )?;
+    Ok(Source::V1 {
+        event,
+        dir: dir.path().to_owned(),
+        _control: control,
+    })
+}
+
+impl OomWatch {
+    /// Waits for the next event, at most so long.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel's files can't be read.
+    pub fn wait(&mut self, timeout: Duration) -> Result<OomEvent> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(event) = self.0.look()? {
+                return Ok(event);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(OomEvent::Timeout);
+            }
+            self.0.poll(left)?;
+        }
+    }
+}
+
+impl Source {
+    /// What has happened since the last look.
+    fn look(&mut self) -> Result<Option<OomEvent>> {
+        match self {
+            Self::V2 {
+                memory,
+                cgroup,
+                kills,
+            } => {
+                let now = match memory.value("oom_kill") {
+                    Err(error) if error.errno == Errno::ENODEV => return Ok(Some(OomEvent::End)),
+                    now => now?.unwrap_or(0),
+                };
+                if std::mem::replace(kills, now) < now {
+                    return Ok(Some(OomEvent::Oom));
+                }
+                match cgroup.value("populated") {
+                    Err(error) if error.errno == Errno::ENODEV => Ok(Some(OomEvent::End)),
+                    populated => Ok((populated? == Some(0)).then_some(OomEvent::End)),
+                }
+            }
+            Self::V1 { event, dir, .. } => match event.read() {
+                // The kernel also fires when the cgroup is removed.
+                Ok(_) => Ok(Some(if dir.exists() {
+                    OomEvent::Oom
+                } else {
+                    OomEvent::End
+                })),
+                Err(Errno::EAGAIN) => Ok(None),
+                Err(errno) => Err(errno).call(|| "read(eventfd)".to_owned())?,
+            },
+        }
+    }
+
+    fn poll(&self, timeout: Duration) -> Result<()> {
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+        let polled = match self {
+            Self::V2 { memory, cgroup, .. } => poll(
+                &mut [
+                    PollFd::new(memory.as_fd(), PollFlags::POLLPRI),
+                    PollFd::new(cgroup.as_fd(), PollFlags::POLLPRI),
+                ],
+                timeout,
+            ),
+            Self::V1 { event, .. } => poll(&mut [PollFd::new(event.as_fd(), PollFlags::POLLIN)], timeout),
+        };
+        match polled {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno).call(|| "poll(oom)".to_owned())?,
+        }
+    }
+}

@@ -1,0 +1,600 @@
+//! `create`: a container whose init waits at the gate. The first half of `run`, too.
+//!
+//! What is done when, and why in this order:
+//!
+//! ```text
+//!  1 claim the id, keep the configuration      a second create of the id stops here
+//!  2 open namespaces, compile the filter, plan the mounts, connect sockets
+//!  3 make the cgroup, set its limits           nothing above is charged to it
+//!  4 clone                                     the child is on its way (process::init)
+//!  5 record                                    from here on a kill -9 of the runtime leaves what delete finds
+//!  6 map ids, give the scope its limits; let the child go
+//!  7 serve the child: hooks, terminal, listener, until it is ready
+//!  8 pid file, publish the gate
+//! ```
+//!
+//! A failure undoes what was made, in reverse: [`Unfinished`].
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use oci_spec::runtime::{Linux, Process};
+
+use crate::bundle::Bundle;
+use crate::cgroup::{Cgroup, Driver, JoinTarget, Layout};
+use crate::container::cgroup_view::cgroup_view;
+use crate::container::id::ContainerId;
+use crate::container::state::{Locked, Record, StateRoot, process_stat};
+use crate::namespace::{IdMaps, Namespaces};
+use crate::process::channel::{Channel, Message};
+use crate::process::gate::Gate;
+use crate::process::identity::Identity;
+use crate::process::init::{HookState, Init, Root, runs_in_runtime};
+use crate::process::label::set_oom_score;
+use crate::process::payload::Payload;
+use crate::process::program::Program;
+use crate::process::spawn::{Birth, Spawned, spawn};
+use crate::process::terminal::DescriptorSocket;
+use crate::procfs::Procfs;
+use crate::sys::clone::{CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, Child};
+use crate::sys::tty;
+use crate::{hooks, log, rootfs, seccomp, sys};
+
+/// How long a cgroup is given to become empty after its processes were killed.
+pub(super) const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What `create` and `run` are asked for.
+#[derive(Debug)]
+pub struct CreateOptions {
+    /// The new container's id.
+    pub id: ContainerId,
+    /// Its bundle.
+    pub bundle: Bundle,
+    /// Where the master of the terminal is sent.
+    pub console_socket: Option<PathBuf>,
+    /// Where a pidfd of init is sent.
+    pub pidfd_socket: Option<PathBuf>,
+    /// A file for init's pid.
+    pub pid_file: Option<PathBuf>,
+    /// Do not pivot into the root (a root on an initramfs can't be).
+    pub no_pivot: bool,
+    /// Keep the caller's session keyring.
+    pub no_new_keyring: bool,
+    /// Descriptors from 3 on that init keeps.
+    pub preserve_fds: u32,
+    /// Let systemd make the cgroup.
+    pub systemd_cgroup: bool,
+}
+
+/// Makes a container whose init waits for `start`.
+///
+/// # Errors
+///
+/// Nothing is left behind.
+pub fn create(root: &StateRoot, options: &CreateOptions) -> Result<()> {
+    let terminal = terminal_of(options.bundle.spec.process().as_ref());
+    match (&options.console_socket, terminal) {
+        (None, Some(_)) => bail!("cannot allocate tty if rtc will detach without setting console socket"),
+        (Some(_), None) => bail!("cannot use console socket if rtc will not detach or allocate tty"),
+        _ => {}
+    }
+    let mut unfinished = Unfinished::begin(root, options, true)?;
+    match unfinished.finish(options) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(unfinished.undo(error)),
+    }
+}
+
+/// The terminal a process asks for, with its size where that is given.
+pub(super) fn terminal_of(process: Option<&Process>) -> Option<Option<tty::Size>> {
+    let process = process.filter(|process| process.terminal().unwrap_or(false))?;
+    let cells = |cells: u64| u16::try_from(cells).unwrap_or(u16::MAX);
+    let size = process
+        .console_size()
+        .filter(|size| size.height() != 0 && size.width() != 0);
+    Some(size.map(|size| tty::Size {
+        rows: cells(size.height()),
+        columns: cells(size.width()),
+    }))
+}
+
+/// A container that is being made, and what there is of it to undo.
+#[derive(Debug)]
+pub(super) struct Unfinished<'a> {
+    bundle: &'a Bundle,
+    directory: Option<Locked>,
+    /// Until there is a record, which holds it then.
+    cgroup: Option<Cgroup>,
+    record: Option<Record>,
+    spawned: Option<Spawned>,
+    hook_state: HookState,
+}
+
+/// What the child handed over on its way.
+#[derive(Debug, Default)]
+pub(super) struct HandedOver {
+    /// The master of its terminal, where no console socket took it.
+    pub(super) master: Option<OwnedFd>,
+}
+
+impl<'a> Unfinished<'a> {
+    /// Steps 1 to 4.
+    pub(super) fn begin(root: &StateRoot, options: &'a CreateOptions, gated: bool) -> Result<Self> {
+        let bundle = &options.bundle;
+        let directory = root.claim(&options.id)?;
+        let mut unfinished = Self {
+            bundle,
+            directory: Some(directory),
+            cgroup: None,
+            record: None,
+            spawned: None,
+            hook_state: hook_state(&options.id, bundle),
+        };
+        match unfinished.start_child(options, gated) {
+            Ok(()) => Ok(unfinished),
+            Err(error) => Err(unfinished.undo(error)),
+        }
+    }
+
+    fn directory(&self) -> Result<&Locked> {
+        self.directory.as_ref().context("the state directory")
+    }
+
+    fn start_child(&mut self, options: &CreateOptions, gated: bool) -> Result<()> {
+        let Bundle { spec, raw, .. } = self.bundle;
+        self.directory()?.save_config(raw)?;
+        let default = Linux::default();
+        let linux = spec.linux().as_ref().unwrap_or(&default);
+        let process = spec
+            .process()
+            .as_ref()
+            .context("config.json: process is missing; nothing could be started")?;
+        let namespaces = Namespaces::open(linux)?;
+        let payload = payload(process, linux, options)?;
+        let layout = Layout::detect()?;
+        let driver = if options.systemd_cgroup {
+            Driver::Systemd
+        } else {
+            Driver::Cgroupfs
+        };
+        let cgroup = Cgroup::create(
+            linux.cgroups_path().as_deref(),
+            options.id.as_str(),
+            &layout,
+            driver,
+        )?;
+        let cgroup = self.cgroup.insert(cgroup);
+        let context = rootfs::Context {
+            cgroups: cgroup_view(&layout, cgroup),
+            no_pivot: options.no_pivot,
+        };
+        let root = plan_root(self.bundle, &namespaces, &context)?;
+        let join = match driver {
+            Driver::Cgroupfs => {
+                set_limits(cgroup, linux)?;
+                cgroup.join_target()?
+            }
+            Driver::Systemd => JoinTarget::V1(Vec::new()),
+        };
+        let (born_in, procs) = match &join {
+            JoinTarget::V2(directory) => (Some(directory.as_fd()), &[][..]),
+            JoinTarget::V1(procs) => (None, procs.as_slice()),
+        };
+        let init = Init {
+            spec,
+            namespaces: &namespaces,
+            root,
+            payload,
+            wait_for_parent: namespaces.makes(CLONE_NEWUSER) || driver == Driver::Systemd,
+            gate: gated
+                .then(|| Gate::create(self.directory.as_ref().context("the state directory")?))
+                .transpose()?,
+            hook_state: hook_state(&options.id, self.bundle),
+        };
+        let birth = Birth {
+            namespaces: &namespaces,
+            cgroup: born_in,
+            cgroup_procs: procs,
+            before_entering: &|| Ok(()),
+            preserve_fds: options.preserve_fds,
+        };
+        self.spawned = Some(spawn(&birth, |channel| init.run(channel))?);
+        self.record(options, gated, namespaces.makes(CLONE_NEWPID))?;
+        self.release(linux, &namespaces, driver)
+    }
+
+    /// Step 5.
+    fn record(&mut self, options: &CreateOptions, gated: bool, owns_pids: bool) -> Result<()> {
+        let Bundle {
+            dir, rootfs, spec, ..
+        } = self.bundle;
+        let pid = self.child()?.pid;
+        let (_, start_time) = process_stat(pid)?;
+        let annotations = spec.annotations().iter().flatten();
+        let record = Record {
+            oci_version: spec.version().clone(),
+            bundle: dir.clone(),
+            rootfs: rootfs.clone(),
+            pid: pid.as_raw(),
+            start_time,
+            created: log::timestamp(std::time::SystemTime::now()),
+            owner: nix::unistd::getuid().as_raw(),
+            annotations: annotations
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
+            cgroup: self.cgroup.take().context("the cgroup")?,
+            gated,
+            has_hooks: spec.hooks().is_some(),
+            owns_pids,
+        };
+        self.directory()?.save(&record)?;
+        self.record = Some(record);
+        if let Some(path) = &options.pidfd_socket {
+            send_pidfd(path, self.child()?)?;
+        }
+        Ok(())
+    }
+
+    /// Step 6: what only the parent may do to the child, which waits for it.
+    fn release(&mut self, linux: &Linux, namespaces: &Namespaces, driver: Driver) -> Result<()> {
+        let Some(Spawned { child, channel }) = &self.spawned else {
+            bail!("no child")
+        };
+        let makes_user_namespace = namespaces.makes(CLONE_NEWUSER);
+        if makes_user_namespace {
+            IdMaps::new(linux).write(child.pid)?;
+        }
+        if namespaces.has(CLONE_NEWUSER)
+            && let Some(score) = self
+                .bundle
+                .spec
+                .process()
+                .as_ref()
+                .and_then(Process::oom_score_adj)
+        {
+            set_oom_score(&Procfs::open()?, &child.pid.to_string(), score)?;
+        }
+        if driver == Driver::Systemd {
+            let cgroup = &mut self.record.as_mut().context("the record")?.cgroup;
+            set_limits(cgroup, linux)?;
+        }
+        if makes_user_namespace || driver == Driver::Systemd {
+            channel.go()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn child(&self) -> Result<&Child> {
+        self.spawned
+            .as_ref()
+            .map(|spawned| &spawned.child)
+            .context("the container's process")
+    }
+
+    /// Steps 7 and 8.
+    pub(super) fn finish(&mut self, options: &CreateOptions) -> Result<(Locked, HandedOver)> {
+        let handed_over = self.serve(options)?;
+        if let Some(path) = &options.pid_file {
+            write_pid_file(path, self.child()?.pid.as_raw())?;
+        }
+        let directory = self.directory.take().context("the state directory")?;
+        if directory.has("gate.making") {
+            Gate::publish(&directory)?;
+        }
+        Ok((directory, handed_over))
+    }
+
+    /// The child.
+    pub(super) fn spawned(&self) -> Option<&Spawned> {
+        self.spawned.as_ref()
+    }
+
+    /// Gives up what is a container now.
+    pub(super) fn into_parts(self) -> Result<(Record, Spawned)> {
+        self.record.zip(self.spawned).context("the container's process")
+    }
+
+    /// Does what the child asks for, until it is ready.
+    fn serve(&self, options: &CreateOptions) -> Result<HandedOver> {
+        let Some(Spawned { child, channel }) = &self.spawned else {
+            bail!("no child")
+        };
+        let mut handed_over = HandedOver::default();
+        loop {
+            match channel.receive()? {
+                Some(Message::Ready) => return Ok(handed_over),
+                Some(Message::Warning(text)) => log::warn(text),
+                Some(Message::Failed(text)) => return Err(anyhow!(text)),
+                Some(Message::Prepared) => {
+                    self.run_hooks_in_runtime(child)?;
+                    channel.go()?;
+                }
+                Some(Message::Terminal(master)) => match &options.console_socket {
+                    Some(path) => send_master(path, &master)?,
+                    None => handed_over.master = Some(master),
+                },
+                Some(Message::SeccompListener(listener)) => {
+                    self.send_listener(&listener, child, channel)?;
+                }
+                None => bail!(
+                    "the container's process ended before it was ready: {}",
+                    sys::process::wait(&child.pidfd)?
+                ),
+            }
+        }
+    }
+
+    fn run_hooks_in_runtime(&self, child: &Child) -> Result<()> {
+        let Some(hooks) = self.bundle.spec.hooks() else {
+            return Ok(());
+        };
+        if !runs_in_runtime(hooks) {
+            return Ok(());
+        }
+        let state = self.hook_state.json("creating", child.pid.as_raw());
+        let prestart = hooks.prestart();
+        hooks::run("prestart", prestart.as_ref(), &state, &[])?;
+        hooks::run("createRuntime", hooks.create_runtime().as_ref(), &state, &[])
+    }
+
+    fn send_listener(&self, listener: &OwnedFd, child: &Child, channel: &Channel) -> Result<()> {
+        send_listener(
+            &self.bundle.spec,
+            listener,
+            child,
+            &self.hook_state.json("creating", child.pid.as_raw()),
+        )?;
+        channel.go()
+    }
+
+    /// Removes all there is, and passes the error on. A failure here is only told: the first error is what counts.
+    pub(super) fn undo(&mut self, error: anyhow::Error) -> anyhow::Error {
+        if let Some(Spawned { child, .. }) = self.spawned.take() {
+            let _ = sys::process::pidfd_send_signal(&child.pidfd, libc::SIGKILL);
+            let _ = sys::process::wait(&child.pidfd);
+        }
+        let recorded = self.record.take().map(|record| record.cgroup);
+        if let Some(mut cgroup) = self.cgroup.take().or(recorded) {
+            // What the child left in it, like a hook.
+            let removed = cgroup
+                .kill()
+                .and_then(|()| cgroup.remove(Instant::now() + CGROUP_DEADLINE));
+            if let Err(error) = removed {
+                log::warn(format_args!("clean up: {error:#}"));
+            }
+            cgroup.undo();
+        }
+        if let Some(directory) = self.directory.take()
+            && let Err(error) = directory.remove()
+        {
+            log::warn(format_args!("clean up: {error:#}"));
+        }
+        error
+    }
+}
+
+fn plan_root<'a>(bundle: &'a Bundle, namespaces: &Namespaces, context: &rootfs::Context) -> Result<Root<'a>> {
+    if namespaces.has(CLONE_NEWNS) {
+        let plan = rootfs::Plan::new(&bundle.spec, &bundle.dir, &bundle.rootfs, context)?;
+        return Ok(Root::Mounted(Box::new(plan)));
+    }
+    if bundle
+        .spec
+        .mounts()
+        .as_ref()
+        .is_some_and(|mounts| !mounts.is_empty())
+    {
+        bail!("mounts: a container without a mount namespace can't have any; add one to linux.namespaces");
+    }
+    Ok(Root::Directory(&bundle.rootfs))
+}
+
+/// The limits and device rules of `linux.resources`.
+fn set_limits(cgroup: &Cgroup, linux: &Linux) -> Result<()> {
+    let resources = linux.resources().as_ref();
+    if let Some(resources) = resources {
+        cgroup.apply(resources)?;
+    }
+    // Also without any rule: what is not allowed is denied.
+    let devices = resources.and_then(|resources| resources.devices().as_deref());
+    cgroup.apply_devices(devices.unwrap_or_default())
+}
+
+/// What the child becomes, prepared.
+fn payload(process: &Process, linux: &Linux, options: &CreateOptions) -> Result<Payload> {
+    let filter = linux.seccomp().as_ref().map(seccomp::compile).transpose()?;
+    if let Some(filter) = &filter
+        && !filter.unknown.is_empty()
+    {
+        log::debug(|| {
+            format!(
+                "seccomp: unknown system calls are ignored: {}",
+                filter.unknown.join(" ")
+            )
+        });
+    }
+    let keyring = (!options.no_new_keyring)
+        .then(|| CString::new(format!("_ses.{}", options.id)).context("the name of the keyring"))
+        .transpose()?;
+    Ok(Payload {
+        identity: Identity::new(process, linux)?,
+        program: Program::new(process)?,
+        filter,
+        keyring,
+        terminal: terminal_of(Some(process)),
+        preserve_fds: options.preserve_fds,
+    })
+}
+
+/// The state of runtime-spec, open between its status and pid.
+pub(super) fn hook_state(id: &ContainerId, bundle: &Bundle) -> HookState {
+    state_text(
+        id,
+        bundle.spec.version(),
+        &bundle.dir,
+        bundle.spec.annotations().iter().flatten(),
+    )
+}
+
+/// As [`hook_state`], from its parts.
+pub(super) fn state_text<'a>(
+    id: &ContainerId,
+    version: &str,
+    bundle: &Path,
+    annotations: impl Iterator<Item = (&'a String, &'a String)>,
+) -> HookState {
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let annotations: std::collections::BTreeMap<_, _> = annotations.collect();
+    let annotations = if annotations.is_empty() {
+        String::new()
+    } else {
+        format!(",\"annotations\":{}", serde_json::json!(annotations))
+    };
+    HookState {
+        before: format!(
+            "{{\"ociVersion\":{},\"id\":{},",
+            quoted(version),
+            quoted(id.as_str())
+        ),
+        after: format!("\"bundle\":{}{annotations}}}", quoted(&bundle.to_string_lossy())),
+    }
+}
+
+/// Sends the master of a terminal, named as runc names it.
+pub(super) fn send_master(path: &Path, master: &OwnedFd) -> Result<()> {
+    DescriptorSocket::connect(path)
+        .and_then(|socket| socket.send(b"/dev/ptmx", master))
+        .with_context(|| format!("send the terminal to the console socket {}", path.display()))
+}
+
+/// Sends a pidfd of the container's process.
+pub(super) fn send_pidfd(path: &Path, child: &Child) -> Result<()> {
+    DescriptorSocket::connect(path)
+        .and_then(|socket| socket.send(b"pidfd", &child.pidfd))
+        .with_context(|| format!("send the pidfd to the socket {}", path.display()))
+}
+
+/// Hands the listener of a seccomp filter to the agent (runtime-spec, "The Container Process State").
+pub(super) fn send_listener(
+    spec: &oci_spec::runtime::Spec,
+    listener: &OwnedFd,
+    child: &Child,
+    state: &str,
+) -> Result<()> {
+    let seccomp = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.seccomp().as_ref())
+        .context("linux.seccomp")?;
+    let path = seccomp
+        .listener_path()
+        .as_deref()
+        .context("linux.seccomp.listenerPath: missing")?;
+    let message = serde_json::json!({
+        "ociVersion": spec.version(),
+        "fds": ["seccompFd"],
+        "pid": child.pid.as_raw(),
+        "metadata": seccomp.listener_metadata().as_deref().unwrap_or_default(),
+        "state": serde_json::from_str::<serde_json::Value>(state).context("the container's state")?,
+    });
+    DescriptorSocket::connect(path)
+        .and_then(|socket| socket.send(message.to_string().as_bytes(), listener))
+        .with_context(|| {
+            format!(
+                "failed to connect with seccomp agent: linux.seccomp.listenerPath {}",
+                path.display()
+            )
+        })
+}
+
+/// Writes the pid without a newline, whole or not at all. Never through a link that somebody put at its place.
+pub(super) fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
+    PidFile::prepare(path)?.write(pid)
+}
+
+/// A pid file whose place was made sure of before there is a pid.
+#[derive(Debug)]
+pub(super) struct PidFile {
+    directory: OwnedFd,
+    name: std::ffi::OsString,
+    temporary: std::ffi::OsString,
+    file: std::fs::File,
+    path: PathBuf,
+    written: bool,
+}
+
+impl PidFile {
+    /// Makes an empty file beside the one that is asked for.
+    pub(super) fn prepare(path: &Path) -> Result<Self> {
+        use nix::fcntl::{OFlag, open, openat};
+        use nix::sys::stat::Mode;
+        use sys::Named;
+        let context = || format!("--pid-file {}", path.display());
+        let name = path
+            .file_name()
+            .ok_or_else(|| anyhow!("not a file name"))
+            .with_context(context)?
+            .to_owned();
+        let parent = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = open(parent, flags, Mode::empty())
+            .call(|| format!("open({parent:?})"))
+            .with_context(context)?;
+        let mut temporary = std::ffi::OsString::from(".");
+        temporary.push(&name);
+        temporary.push(format!(".{}", std::process::id()));
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let file = openat(
+            &directory,
+            temporary.as_os_str(),
+            flags,
+            Mode::from_bits_truncate(0o644),
+        )
+        .call(|| format!("openat({temporary:?})"))
+        .with_context(context)?;
+        Ok(Self {
+            directory,
+            name,
+            temporary,
+            file: file.into(),
+            path: path.to_owned(),
+            written: false,
+        })
+    }
+
+    /// Fills it and puts it in its place.
+    pub(super) fn write(mut self, pid: i32) -> Result<()> {
+        use std::io::Write;
+        use sys::Named;
+        let context = || format!("--pid-file {}", self.path.display());
+        self.file
+            .write_all(pid.to_string().as_bytes())
+            .with_context(context)?;
+        nix::fcntl::renameat(
+            &self.directory,
+            self.temporary.as_os_str(),
+            &self.directory,
+            self.name.as_os_str(),
+        )
+        .call(|| "renameat".into())
+        .with_context(context)?;
+        self.written = true;
+        Ok(())
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        if !self.written {
+            let flag = nix::unistd::UnlinkatFlags::NoRemoveDir;
+            let _ = nix::unistd::unlinkat(&self.directory, self.temporary.as_os_str(), flag);
+        }
+    }
+}

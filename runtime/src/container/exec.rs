@@ -1,0 +1,250 @@
+//! `exec`: a process beside a container's init.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow, bail};
+use oci_spec::runtime::{Linux, Process, Spec};
+
+use crate::bundle;
+use crate::cgroup::JoinTarget;
+use crate::container::create::{
+    send_listener, send_master, send_pidfd, state_text, terminal_of, write_pid_file,
+};
+use crate::container::exec_process::ExecProcess;
+use crate::container::id::ContainerId;
+use crate::container::state::{Directory, Operation, Record, StateRoot};
+use crate::namespace::{self, Namespaces};
+use crate::process::channel::Message;
+use crate::process::foreground::{self, Signals};
+use crate::process::identity::{Identity, cpu_mask};
+use crate::process::join::Join;
+use crate::process::label::{Labels, set_oom_score};
+use crate::process::payload::Payload;
+use crate::process::program::Program;
+use crate::process::spawn::{Birth, Spawned, spawn};
+use crate::procfs::Procfs;
+use crate::sys::clone::{CLONE_NEWCGROUP, CLONE_NEWNS, CLONE_NEWUSER};
+use crate::sys::process;
+use crate::{log, seccomp, sys};
+
+/// What `exec` is asked for.
+#[derive(Debug)]
+pub struct ExecOptions {
+    /// The process.
+    pub process: ExecProcess,
+    /// Where the master of its terminal is sent.
+    pub console_socket: Option<PathBuf>,
+    /// Where its pidfd is sent.
+    pub pidfd_socket: Option<PathBuf>,
+    /// A file for its pid.
+    pub pid_file: Option<PathBuf>,
+    /// Return once it runs.
+    pub detach: bool,
+    /// Descriptors from 3 on that it keeps.
+    pub preserve_fds: u32,
+    /// Cgroups below the container's, as `exec --cgroup` takes them.
+    pub cgroup: Vec<String>,
+    /// Exec also into a paused container; the process runs once it is resumed.
+    pub ignore_paused: bool,
+}
+
+/// Runs a process in a container. Returns its status, or 0 with `detach`.
+///
+/// # Errors
+///
+/// The container is in no status for it, or the process can't be run.
+pub fn exec(root: &StateRoot, id: &ContainerId, mut options: ExecOptions) -> Result<i32> {
+    let directory = root.open(id)?;
+    let record = directory.complete_record()?;
+    let operation = if options.ignore_paused {
+        Operation::ExecPaused
+    } else {
+        Operation::Exec
+    };
+    directory.status(&record)?.allows(operation, id)?;
+    let spec = bundle::parse_kept(&directory.config()?)?;
+    let given = std::mem::replace(&mut options.process, ExecProcess::Overrides(Box::default()));
+    let process = given.resolve(spec.process().as_ref())?;
+    check_terminal(&process, &options)?;
+    let signals = (!options.detach).then(Signals::block).transpose()?;
+    let container = Container {
+        directory: &directory,
+        record: &record,
+        spec: &spec,
+    };
+    let spawned = container.spawn(&process, &options)?;
+    let master = match container.serve(&spawned, &options) {
+        Ok(master) => master,
+        Err(error) => {
+            let _ = process::pidfd_send_signal(&spawned.child.pidfd, libc::SIGKILL);
+            let _ = process::wait(&spawned.child.pidfd);
+            return Err(error);
+        }
+    };
+    let Some(signals) = signals else { return Ok(0) };
+    Ok(foreground::wait(&spawned.child, &signals, master)?.status())
+}
+
+fn check_terminal(process: &Process, options: &ExecOptions) -> Result<()> {
+    let terminal = process.terminal().unwrap_or(false);
+    match (options.console_socket.is_some(), terminal, options.detach) {
+        (false, true, true) => bail!("cannot allocate tty if rtc will detach without setting console socket"),
+        (true, false, _) | (true, _, false) => {
+            bail!("cannot use console socket if rtc will not detach or allocate tty")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The container that the process joins.
+#[derive(Debug)]
+struct Container<'a> {
+    directory: &'a Directory,
+    record: &'a Record,
+    spec: &'a Spec,
+}
+
+impl Container<'_> {
+    fn spawn(&self, process: &Process, options: &ExecOptions) -> Result<Spawned> {
+        let Self { record, spec, .. } = self;
+        let default = Linux::default();
+        let linux = spec.linux().as_ref().unwrap_or(&default);
+        let init = record
+            .pidfd()?
+            .ok_or_else(|| anyhow!("cannot exec in a stopped container"))?;
+        let namespaces = linux.namespaces().iter().flatten();
+        let flags = namespaces.fold(0, |flags, namespace| flags | namespace::flag(namespace.typ()));
+        let root = (flags & CLONE_NEWNS == 0).then(|| self.open_root()).transpose()?;
+        let join = Join {
+            cgroup_namespace: (flags & CLONE_NEWCGROUP != 0)
+                .then(|| init.try_clone().context("dup"))
+                .transpose()?,
+            in_user_namespace: flags & CLONE_NEWUSER != 0,
+            payload: Payload {
+                identity: Identity::new(process, linux)?,
+                program: Program::new(process)?,
+                filter: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
+                keyring: Some(
+                    CString::new(format!("_ses.{}", self.directory.id()))
+                        .context("the name of the keyring")?,
+                ),
+                terminal: terminal_of(Some(process)),
+                preserve_fds: options.preserve_fds,
+            },
+        };
+        let cgroup = if options.cgroup.is_empty() {
+            record.cgroup.join_target()?
+        } else {
+            record.cgroup.join_target_below(&options.cgroup)?
+        };
+        let namespaces = Namespaces::of_container(init, flags, root);
+        let before_entering = || apply_to_ourselves(process);
+        let mut join = Some(join);
+        let mut spawn_into = |target: &JoinTarget| {
+            let (cgroup, cgroup_procs) = match target {
+                JoinTarget::V2(directory) => (Some(directory.as_fd()), &[][..]),
+                JoinTarget::V1(procs) => (None, procs.as_slice()),
+            };
+            let birth = Birth {
+                namespaces: &namespaces,
+                cgroup,
+                cgroup_procs,
+                before_entering: &before_entering,
+                preserve_fds: options.preserve_fds,
+            };
+            spawn(&birth, |channel| {
+                join.take().context("the process was made before")?.run(channel)
+            })
+        };
+        match spawn_into(&cgroup) {
+            // It has passed its controllers on to cgroups below, and takes no processes any more.
+            Err(error) if is_busy(&error) && options.cgroup.is_empty() => spawn_into(
+                &record
+                    .cgroup
+                    .join_target_of_init(nix::unistd::Pid::from_raw(record.pid))?,
+            ),
+            spawned => spawned,
+        }
+    }
+
+    /// The root of a container without a mount namespace of its own.
+    fn open_root(&self) -> Result<OwnedFd> {
+        let path = format!("/proc/{}/root", self.record.pid);
+        let root = File::options()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+            .open(&path);
+        Ok(root.with_context(|| format!("open {path}"))?.into())
+    }
+
+    /// Does what the child asks for, until it executes its program. Returns the master of its terminal, where that is
+    /// ours to relay.
+    fn serve(&self, spawned: &Spawned, options: &ExecOptions) -> Result<Option<OwnedFd>> {
+        let Spawned { child, channel } = spawned;
+        if let Some(path) = &options.pidfd_socket {
+            send_pidfd(path, child)?;
+        }
+        let mut relayed = None;
+        loop {
+            match channel.receive()? {
+                Some(Message::Warning(text)) => log::warn(text),
+                Some(Message::Failed(text)) => return Err(anyhow!(text)),
+                Some(Message::Terminal(master)) => match &options.console_socket {
+                    Some(path) => send_master(path, &master)?,
+                    None => relayed = Some(master),
+                },
+                Some(Message::SeccompListener(listener)) => {
+                    let Record {
+                        oci_version,
+                        bundle,
+                        annotations,
+                        pid,
+                        ..
+                    } = self.record;
+                    let state = state_text(self.directory.id(), oci_version, bundle, annotations.iter());
+                    send_listener(self.spec, &listener, child, &state.json("running", *pid))?;
+                    channel.go()?;
+                }
+                Some(other) => bail!("an unexpected message from the process: {other:?}"),
+                None => break,
+            }
+        }
+        if let Some(path) = &options.pid_file {
+            write_pid_file(path, child.pid.as_raw())?;
+        }
+        Ok(relayed)
+    }
+}
+
+/// What the child inherits from the helper that clones it: it can't do so itself, seeing only the container's `/proc`.
+fn apply_to_ourselves(wanted: &Process) -> Result<()> {
+    let initial = wanted
+        .exec_cpu_affinity()
+        .as_ref()
+        .and_then(|affinity| affinity.initial().as_deref());
+    if let Some(list) = initial.filter(|list| !list.is_empty()) {
+        let mask = cpu_mask(list).with_context(|| format!("process.execCPUAffinity.initial: {list:?}"))?;
+        process::set_affinity(0, &mask).context("process.execCPUAffinity.initial")?;
+    }
+    let labels = Labels::of(wanted);
+    if wanted.oom_score_adj().is_none() && labels.is_empty() {
+        return Ok(());
+    }
+    let procfs = Procfs::open()?;
+    if let Some(score) = wanted.oom_score_adj() {
+        set_oom_score(&procfs, "self", score)?;
+    }
+    labels.write(&procfs)
+}
+
+fn is_busy(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<sys::Error>()
+            .is_some_and(|error| error.errno == sys::Errno::EBUSY)
+    })
+}

@@ -1,0 +1,108 @@
+//! What can be asked about containers: `state`, `list`, `ps`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::container::id::ContainerId;
+use crate::container::state::{Directory, Record, StateRoot, Status};
+use crate::log;
+
+/// A container as `state` and `list` show it, with runc's fields in runc's order.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StateReport {
+    /// Version of the specification that the bundle names.
+    pub oci_version: String,
+    /// The id.
+    pub id: String,
+    /// Pid of init; 0 where it has ended.
+    pub pid: i32,
+    /// `creating`, `created`, `running`, `paused` or `stopped`.
+    pub status: String,
+    /// The bundle's path.
+    pub bundle: PathBuf,
+    /// The path of the root filesystem.
+    pub rootfs: PathBuf,
+    /// RFC 3339, UTC.
+    pub created: String,
+    /// Name of the user that created it, or the number.
+    pub owner: String,
+    /// Annotations of the bundle.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// The state of a container.
+///
+/// # Errors
+///
+/// It does not exist, or its record is broken.
+pub fn state(root: &StateRoot, id: &ContainerId) -> Result<StateReport> {
+    let directory = root.open(id)?;
+    let record = directory.complete_record()?;
+    report(&directory, record)
+}
+
+fn report(directory: &Directory, record: Record) -> Result<StateReport> {
+    let status = directory.status(&record)?;
+    Ok(StateReport {
+        oci_version: record.oci_version,
+        id: directory.id().to_string(),
+        pid: if status == Status::Stopped { 0 } else { record.pid },
+        status: status.to_string(),
+        bundle: record.bundle,
+        rootfs: record.rootfs,
+        created: record.created,
+        owner: user_name(record.owner),
+        annotations: record.annotations,
+    })
+}
+
+/// The state of all containers. One that is broken, or vanishes meanwhile, is left out; a broken one with a warning.
+///
+/// # Errors
+///
+/// The state root can't be read.
+pub fn list(root: &StateRoot) -> Result<Vec<StateReport>> {
+    let mut reports = Vec::new();
+    for id in root.ids()? {
+        let Ok(directory) = root.open(&id) else { continue };
+        match directory
+            .record()
+            .and_then(|record| record.map(|record| report(&directory, record)).transpose())
+        {
+            Ok(found) => reports.extend(found),
+            Err(error) => log::warn(format_args!("container {id}: {error:#}")),
+        }
+    }
+    Ok(reports)
+}
+
+/// The pids of all processes of a container, in the runtime's PID namespace.
+///
+/// # Errors
+///
+/// Its cgroup can't be read.
+pub fn processes(root: &StateRoot, id: &ContainerId) -> Result<Vec<i32>> {
+    let directory = root.open(id)?;
+    let record = directory.complete_record()?;
+    if directory.status(&record)? == Status::Stopped && !record.cgroup.exists() {
+        return Ok(Vec::new());
+    }
+    let pids = record.cgroup.processes().context("the container's processes")?;
+    Ok(pids.into_iter().map(nix::unistd::Pid::as_raw).collect())
+}
+
+/// The name of a user in `/etc/passwd`: a static program has no other name service.
+fn user_name(uid: u32) -> String {
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    });
+    name.unwrap_or_else(|| uid.to_string())
+}

@@ -1,0 +1,87 @@
+//! `run`: create and start in one, and in the foreground wait for the end and delete.
+
+use anyhow::{Result, anyhow, bail};
+
+use crate::container::create::{CreateOptions, Unfinished, terminal_of};
+use crate::container::delete::remove_killed;
+use crate::container::start::run_poststart_hooks;
+use crate::container::state::{NotFound, StateRoot};
+use crate::log;
+use crate::process::channel::Message;
+use crate::process::foreground::{self, Signals};
+use crate::process::spawn::Spawned;
+use crate::sys::process;
+
+/// What `run` is asked for beyond `create`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RunOptions {
+    /// Return once the program runs.
+    pub detach: bool,
+    /// Leave the ended container to `delete`.
+    pub keep: bool,
+    /// Leave orphans of the container to the next subreaper above.
+    pub no_subreaper: bool,
+}
+
+/// Runs a container. Returns the status of its program, or 0 with `detach`.
+///
+/// # Errors
+///
+/// As [`super::create`]; nothing is left behind.
+pub fn run(root: &StateRoot, options: &CreateOptions, run: RunOptions) -> Result<i32> {
+    check_terminal(options, run)?;
+    let signals = (!run.detach).then(Signals::block).transpose()?;
+    if !run.detach && !run.no_subreaper {
+        process::set_child_subreaper()?;
+    }
+    let mut unfinished = Unfinished::begin(root, options, false)?;
+    let started = unfinished.finish(options).and_then(|(directory, handed_over)| {
+        unfinished.wait_for_program()?;
+        Ok((directory, handed_over))
+    });
+    let (directory, handed_over) = match started {
+        Ok(started) => started,
+        Err(error) => return Err(unfinished.undo(error)),
+    };
+    let (record, Spawned { child, .. }) = unfinished.into_parts()?;
+    // Others may look at it, exec into it and delete it while it runs.
+    let id = directory.id().clone();
+    run_poststart_hooks(directory, &record)?;
+    let Some(signals) = signals else { return Ok(0) };
+    let exit = foreground::wait(&child, &signals, handed_over.master)?;
+    if !run.keep {
+        match root.lock(&id) {
+            // Somebody else has deleted it.
+            Err(error) if error.is::<NotFound>() => {}
+            Err(error) => log::warn(format_args!("delete the container: {error:#}")),
+            Ok(directory) => remove_killed(directory, &record)
+                .unwrap_or_else(|error| log::warn(format_args!("delete the container: {error:#}"))),
+        }
+    }
+    Ok(exit.status())
+}
+
+fn check_terminal(options: &CreateOptions, run: RunOptions) -> Result<()> {
+    let terminal = terminal_of(options.bundle.spec.process().as_ref()).is_some();
+    match (options.console_socket.is_some(), terminal, run.detach) {
+        (false, true, true) => bail!("cannot allocate tty if rtc will detach without setting console socket"),
+        (true, false, _) | (true, _, false) => {
+            bail!("cannot use console socket if rtc will not detach or allocate tty")
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Unfinished<'_> {
+    /// Waits until init executes its program: its end of the channel closes.
+    fn wait_for_program(&self) -> Result<()> {
+        let Some(Spawned { channel, .. }) = self.spawned() else {
+            bail!("no child")
+        };
+        match channel.receive()? {
+            None => Ok(()),
+            Some(Message::Failed(text)) => Err(anyhow!(text)),
+            Some(other) => bail!("an unexpected message from the container's process: {other:?}"),
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Hooks: programs of the bundle's author that run at points of a container's life (runtime-spec, "POSIX-platform Hooks").
+//!
+//! | hook | when | where |
+//! |---|---|---|
+//! | prestart, createRuntime | namespaces and mounts are there | runtime's namespaces |
+//! | createContainer | then, before the root is pivoted | container's namespaces, runtime's paths |
+//! | startContainer | `start`, before the program | inside the container |
+//! | poststart | the program runs | runtime's namespaces |
+//! | poststop | the container is deleted | runtime's namespaces |
+//!
+//! Each gets the container's state on stdin. Those before the program abort the container by failing; poststop hooks
+//! only warn, and all of them run.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
+use oci_spec::runtime::Hook;
+
+use crate::sys::process::{pidfd_open, pidfd_send_signal};
+
+/// What a failing hook printed is told up to here, in bytes.
+const OUTPUT_MAX: usize = 4096;
+
+/// Runs hooks in their order; the first failure ends it.
+///
+/// `state` is the container's state as JSON. A hook without an environment of its own gets `environment`.
+///
+/// # Errors
+///
+/// A hook that can't be run, fails or takes longer than its timeout, by kind and number.
+pub fn run(
+    kind: &str,
+    hooks: Option<&Vec<Hook>>,
+    state: &str,
+    environment: &[std::ffi::CString],
+) -> Result<()> {
+    for (number, hook) in hooks.into_iter().flatten().enumerate() {
+        run_one(hook, state, environment).with_context(|| format!("error running {kind} hook #{number}"))?;
+    }
+    Ok(())
+}
+
+fn run_one(hook: &Hook, state: &str, environment: &[std::ffi::CString]) -> Result<()> {
+    let mut command = Command::new(hook.path());
+    if let [name, arguments @ ..] = hook.args().as_deref().unwrap_or_default() {
+        command.arg0(name).args(arguments);
+    }
+    command.env_clear();
+    match hook.env() {
+        Some(variables) if !variables.is_empty() => {
+            command.envs(variables.iter().filter_map(|variable| variable.split_once('=')));
+        }
+        _ => {
+            command.envs(environment.iter().filter_map(|variable| {
+                let bytes = variable.as_bytes();
+                let equals = bytes.iter().position(|byte| *byte == b'=')?;
+                Some((
+                    OsStr::from_bytes(&bytes[..equals]),
+                    OsStr::from_bytes(&bytes[equals + 1..]),
+                ))
+            }));
+        }
+    }
+    // In a process group of its own, so that a timeout ends what it started, too.
+    command
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("run {}", hook.path().display()))?;
+    let deadline = hook
+        .timeout()
+        .and_then(|seconds| u64::try_from(seconds).ok())
+        .map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let followed = follow(&mut child, state, deadline);
+    if followed.is_err() {
+        // It may have ended meanwhile; then there is nobody to signal.
+        let _ = nix::sys::signal::killpg(Pid::from_raw(child.id().cast_signed()), nix::sys::signal::SIGKILL);
+    }
+    let status = child.wait().context("wait for the hook")?;
+    let output = followed?;
+    match (status.code(), status.signal()) {
+        (Some(0), _) => Ok(()),
+        (Some(code), _) => Err(anyhow!("exit status {code}, {output}")),
+        (None, signal) => Err(anyhow!("{}, {output}", signal_text(signal.unwrap_or(0)))),
+    }
+}
+
+/// As Go words it, which is what tests of runc look for (`bad system call`).
+fn signal_text(signal: i32) -> String {
+    match signal {
+        libc::SIGSYS => "signal: bad system call".into(),
+        libc::SIGKILL => "signal: killed".into(),
+        other => format!("signal: {other}"),
+    }
+}
+
+/// Feeds the hook and gathers what it prints, until it ends. A hook that reads or prints nothing, too much, or leaves a
+/// child behind that holds its output, holds up nobody.
+fn follow(child: &mut Child, state: &str, deadline: Option<Instant>) -> Result<String> {
+    let ended = pidfd_open(Pid::from_raw(child.id().cast_signed()))?;
+    let mut stdin = child.stdin.take().map(OwnedFd::from);
+    let mut stdout = child.stdout.take().map(OwnedFd::from);
+    let mut stderr = child.stderr.take().map(OwnedFd::from);
+    let mut unread = state.as_bytes();
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    for pipe in [&stdin, &stdout, &stderr].into_iter().flatten() {
+        nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+    }
+    loop {
+        let mut waiting = vec![PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
+        for (pipe, events) in [
+            (&stdin, PollFlags::POLLOUT),
+            (&stdout, PollFlags::POLLIN),
+            (&stderr, PollFlags::POLLIN),
+        ] {
+            waiting.extend(pipe.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), events)));
+        }
+        match poll(&mut waiting, remaining(deadline)) {
+            Err(nix::Error::EINTR) => continue,
+            Ok(0) => {
+                pidfd_send_signal(&ended, libc::SIGKILL)?;
+                bail!("it took longer than its timeout");
+            }
+            polled => polled.context("poll")?,
+        };
+        let has_ended = waiting[0].any().unwrap_or(false);
+        feed(&mut stdin, &mut unread);
+        gather(&mut stdout, &mut out);
+        gather(&mut stderr, &mut err);
+        if has_ended {
+            return Ok(format!(
+                "stdout: {}, stderr: {}",
+                String::from_utf8_lossy(&out).trim_end(),
+                String::from_utf8_lossy(&err).trim_end()
+            ));
+        }
+    }
+}
+
+fn remaining(deadline: Option<Instant>) -> PollTimeout {
+    let Some(deadline) = deadline else {
+        return PollTimeout::NONE;
+    };
+    let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+    PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+}
+
+/// Writes what fits. A hook that closed its stdin has read enough.
+fn feed(stdin: &mut Option<OwnedFd>, unread: &mut &[u8]) {
+    let Some(pipe) = stdin else { return };
+    let done = match nix::unistd::write(pipe, unread) {
+        Ok(written) => {
+            *unread = &unread[written..];
+            unread.is_empty()
+        }
+        Err(nix::Error::EAGAIN | nix::Error::EINTR) => false,
+        Err(_) => true,
+    };
+    if done {
+        *stdin = None;
+    }
+}
+
+/// Reads what is there, keeps the first part, drops the rest.
+fn gather(pipe: &mut Option<OwnedFd>, text: &mut Vec<u8>) {
+    let Some(open) = pipe else { return };
+    let mut buffer = [0; 4096];
+    loop {
+        match nix::unistd::read(&mut *open, &mut buffer) {
+            Ok(0) => break,
+            Ok(length) => {
+                let room = OUTPUT_MAX.saturating_sub(text.len());
+                text.extend_from_slice(&buffer[..length.min(room)]);
+            }
+            Err(nix::Error::EINTR) => {}
+            Err(nix::Error::EAGAIN) => return,
+            Err(_) => break,
+        }
+    }
+    *pipe = None;
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::HookBuilder;
+
+    use super::*;
+
+    fn shell(script: &str) -> Hook {
+        let args: Vec<String> = ["hook", "-c", script].map(String::from).into();
+        HookBuilder::default().path("/bin/sh").args(args).build().unwrap()
+    }
+
+    fn run_shell(script: &str) -> Result<()> {
+        run("poststart", Some(&vec![shell(script)]), "{\"id\":\"x\"}", &[])
+    }
+
+    #[test]
+    fn a_hook_reads_the_state_on_its_stdin() {
+        run_shell("[ \"$(cat)\" = '{\"id\":\"x\"}' ]").unwrap();
+    }
+
+    #[test]
+    fn a_failing_hook_is_told_with_its_number_and_what_it_printed() {
+        let error = run_shell("echo out; echo err >&2; exit 3").unwrap_err();
+        assert_eq!(
+            format!("{error:#}"),
+            "error running poststart hook #0: exit status 3, stdout: out, stderr: err"
+        );
+    }
+
+    #[test]
+    fn a_hook_that_reads_nothing_and_prints_much_holds_up_nobody() {
+        run_shell("exec <&-; head -c 1000000 /dev/zero").unwrap();
+    }
+
+    #[test]
+    fn a_hook_that_leaves_a_child_behind_holds_up_nobody() {
+        let started = Instant::now();
+        run_shell("sleep 300 & echo $! >&2; exit 0").unwrap();
+        assert!(started.elapsed() < Duration::from_secs(200));
+    }
+
+    #[test]
+    fn a_hook_is_ended_at_its_timeout() {
+        let mut hook = shell("sleep 300");
+        hook.set_timeout(Some(1));
+        let error = run("prestart", Some(&vec![hook]), "{}", &[]).unwrap_err();
+        assert!(
+            format!("{error:#}").contains("longer than its timeout"),
+            "{error:#}"
+        );
+    }
+
+    #[test]
+    fn a_hook_without_an_environment_gets_the_one_it_inherits() {
+        let environment = [std::ffi::CString::new("A=b=c").unwrap()];
+        run("x", Some(&vec![shell("[ \"$A\" = b=c ]")]), "{}", &environment).unwrap();
+    }
+}

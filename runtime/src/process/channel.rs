@@ -1,0 +1,176 @@
+//! What parent and child say to each other while a container's process is made: a `SOCK_SEQPACKET` pair.
+//!
+//! ```text
+//! parent                                    child
+//!   | ---- Go: ids are mapped, in its cgroup --> |   only where it has to wait for that
+//!   | <------------------------------ Prepared - |   only with prestart or createRuntime hooks
+//!   | ---- Go: the hooks have run -------------> |
+//!   | <------------------- Terminal + master fd - |   only with a terminal
+//!   | <---------------- SeccompListener + its fd - |   only with a filter that notifies; answered by Go
+//!   | <--------------------------------- Ready - |   all is set up, the program was found
+//!   |                                            |   ... waits at the gate, where there is one
+//!   | <------------------------ Failed + text -- |   at any time, then it exits
+//!   | <--------------------------------- (end) - |   the program runs (close-on-exec), or the child died
+//! ```
+//!
+//! Warnings may come at any time. Nothing the child executes holds its end.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+use crate::sys::{self, Named, fd};
+
+/// The longest text a message carries, in bytes; longer ones are cut.
+const TEXT_MAX: usize = 8192;
+
+/// What the child says.
+#[derive(Debug)]
+pub enum Message {
+    /// Its namespaces and mounts are there; it waits for the hooks of the runtime namespace.
+    Prepared,
+    /// The master of its terminal.
+    Terminal(OwnedFd),
+    /// The listener of its seccomp filter (seccomp_unotify(2)); it waits until that was handed over.
+    SeccompListener(OwnedFd),
+    /// Set up; only the gate and the program are left.
+    Ready,
+    /// Something the user should know that stops nothing.
+    Warning(String),
+    /// It could not go on, and exits.
+    Failed(String),
+}
+
+/// One end.
+#[derive(Debug)]
+pub struct Channel(OwnedFd);
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Channel {
+    /// Both ends, close-on-exec: the parent's, the child's.
+    pub fn pair() -> Result<(Self, Self)> {
+        let (parent, child) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .call(|| "socketpair".into())?;
+        Ok((Self(parent), Self(child)))
+    }
+
+    /// The parent lets the child go on.
+    pub fn go(&self) -> Result<()> {
+        fd::send(self, b"G", &[]).context("tell the container's process to go on")
+    }
+
+    /// The child waits for [`Channel::go`].
+    ///
+    /// # Errors
+    ///
+    /// The parent has gone, and with it the reason to live.
+    pub fn wait_for_go(&self) -> Result<()> {
+        let mut byte = [0];
+        match fd::receive(self, &mut byte)? {
+            (1, _) if byte == *b"G" => Ok(()),
+            _ => bail!("the runtime has gone"),
+        }
+    }
+
+    /// The child's half.
+    pub fn send(&self, message: &Message) -> sys::Result<()> {
+        match message {
+            Message::Prepared => fd::send(self, b"P", &[]),
+            Message::Terminal(master) => fd::send(self, b"T", &[master.as_fd()]),
+            Message::SeccompListener(listener) => fd::send(self, b"S", &[listener.as_fd()]),
+            Message::Ready => fd::send(self, b"R", &[]),
+            Message::Warning(text) => self.send_text(b'W', text),
+            Message::Failed(text) => self.send_text(b'F', text),
+        }
+    }
+
+    fn send_text(&self, kind: u8, text: &str) -> sys::Result<()> {
+        let mut end = text.len().min(TEXT_MAX);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        let mut bytes = Vec::with_capacity(end + 1);
+        bytes.push(kind);
+        bytes.extend_from_slice(&text.as_bytes()[..end]);
+        fd::send(self, &bytes, &[])
+    }
+
+    /// The parent's half. `None`: the child executes its program, or has died.
+    ///
+    /// # Errors
+    ///
+    /// What is no message: never from our own child.
+    pub fn receive(&self) -> Result<Option<Message>> {
+        let mut buffer = [0; TEXT_MAX + 1];
+        let (length, received) = fd::receive(self, &mut buffer)?;
+        let text = || String::from_utf8_lossy(&buffer[1..length]).into_owned();
+        let with_fd = || {
+            received
+                .as_ref()
+                .map(|_| ())
+                .ok_or_else(|| anyhow!("a message without its descriptor"))
+        };
+        Ok(match buffer[..length].first() {
+            None => None,
+            Some(b'P') => Some(Message::Prepared),
+            Some(b'R') => Some(Message::Ready),
+            Some(b'W') => Some(Message::Warning(text())),
+            Some(b'F') => Some(Message::Failed(text())),
+            Some(kind @ (b'T' | b'S')) => {
+                with_fd()?;
+                received.map(|fd| {
+                    if *kind == b'T' {
+                        Message::Terminal(fd)
+                    } else {
+                        Message::SeccompListener(fd)
+                    }
+                })
+            }
+            Some(other) => bail!("an unknown message {other:#x} from the container's process"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_arrives_whole_and_then_the_end() {
+        let (parent, child) = Channel::pair().unwrap();
+        child.send(&Message::Failed("mount /proc: no".into())).unwrap();
+        drop(child);
+        assert!(
+            matches!(parent.receive().unwrap(), Some(Message::Failed(text)) if text == "mount /proc: no")
+        );
+        assert!(parent.receive().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_text_of_any_length_arrives_cut_at_a_character() {
+        let (parent, child) = Channel::pair().unwrap();
+        child.send(&Message::Warning("é".repeat(TEXT_MAX))).unwrap();
+        let Some(Message::Warning(text)) = parent.receive().unwrap() else {
+            panic!("no warning")
+        };
+        assert!(text.len() <= TEXT_MAX && text.chars().all(|c| c == 'é'));
+    }
+
+    #[test]
+    fn the_child_learns_that_the_parent_has_gone() {
+        let (parent, child) = Channel::pair().unwrap();
+        drop(parent);
+        assert!(child.wait_for_go().is_err());
+    }
+}

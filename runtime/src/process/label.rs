@@ -1,0 +1,74 @@
+//! What is written below `/proc/<process>` before the program: security labels and the OOM score.
+
+use anyhow::{Context, Result};
+use oci_spec::runtime::Process;
+
+use crate::procfs::Procfs;
+
+/// What a Linux security module shall do at the next `execve` of the process.
+#[derive(Debug, Default)]
+pub struct Labels<'a> {
+    apparmor: Option<&'a str>,
+    selinux: Option<&'a str>,
+}
+
+impl<'a> Labels<'a> {
+    /// `process.apparmorProfile` and `process.selinuxLabel`; empty ones count as none.
+    #[must_use]
+    pub fn of(process: &'a Process) -> Self {
+        Self {
+            apparmor: process
+                .apparmor_profile()
+                .as_deref()
+                .filter(|profile| !profile.is_empty()),
+            selinux: process
+                .selinux_label()
+                .as_deref()
+                .filter(|label| !label.is_empty()),
+        }
+    }
+
+    /// Whether nothing is to be written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.apparmor.is_none() && self.selinux.is_none()
+    }
+
+    /// Writes them for this process; its children inherit them (AppArmor: `attr/apparmor/exec` since Linux 5.8, before
+    /// that the `attr/exec` it shares with SELinux).
+    ///
+    /// # Errors
+    ///
+    /// The security module is not enabled, or does not know the label.
+    pub fn write(&self, procfs: &Procfs) -> Result<()> {
+        if let Some(profile) = self.apparmor {
+            let value = format!("exec {profile}");
+            procfs
+                .write("self/attr/apparmor/exec", &value)
+                .or_else(|_| procfs.write("self/attr/exec", &value))
+                .with_context(|| {
+                    format!(
+                        "process.apparmorProfile: {profile:?}: is AppArmor enabled, and the profile loaded?"
+                    )
+                })?;
+        }
+        if let Some(label) = self.selinux {
+            procfs
+                .write("self/attr/exec", label)
+                .with_context(|| format!("process.selinuxLabel: {label:?}: is SELinux enabled?"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Sets the OOM score adjustment of `/proc/<process>`, -1000 to 1000. Lowering it needs CAP_SYS_RESOURCE
+/// (proc_pid_oom_score_adj(5)).
+///
+/// # Errors
+///
+/// It may not be lowered.
+pub fn set_oom_score(procfs: &Procfs, process: &str, score: i32) -> Result<()> {
+    procfs
+        .write(&format!("{process}/oom_score_adj"), &score.to_string())
+        .context("process.oomScoreAdj")
+}

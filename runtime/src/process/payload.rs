@@ -1,0 +1,118 @@
+//! What a container's process becomes at its end, be it the init or one of `exec`: the user, behind the filter, with the
+//! program. Both children share this last part of their way.
+
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, Result};
+
+use crate::process::channel::{Channel, Message};
+use crate::process::identity::Identity;
+use crate::process::program::Program;
+use crate::process::terminal::Terminal;
+use crate::seccomp::Filter;
+use crate::sys::{self, Errno, fd, process, tty};
+
+/// Prepared by the parent.
+#[derive(Debug)]
+pub struct Payload {
+    /// Who it becomes.
+    pub identity: Identity,
+    /// What it executes.
+    pub program: Program,
+    /// Its seccomp filter.
+    pub filter: Option<Filter>,
+    /// Name of its session keyring; `None`: it keeps the caller's.
+    pub keyring: Option<CString>,
+    /// Size of its terminal; `None`: it has none.
+    pub terminal: Option<Option<tty::Size>>,
+    /// Descriptors from 3 on that it keeps.
+    pub preserve_fds: u32,
+}
+
+impl Payload {
+    /// A session keyring of the container's own, searchable by its user. A kernel without keyrings needs none.
+    ///
+    /// # Errors
+    ///
+    /// As keyctl(2).
+    pub fn join_keyring(&self) -> Result<()> {
+        /// All for the possessor, and view, read and search for the user (keyrings(7)).
+        const PERMISSIONS: u32 = 0x3f0b_0000;
+        let Some(name) = &self.keyring else { return Ok(()) };
+        match process::join_session_keyring(name) {
+            Ok(serial) => process::set_keyring_permissions(serial, PERMISSIONS).context("session keyring"),
+            Err(error) if error.errno == Errno::ENOSYS => Ok(()),
+            Err(error) => Err(error).context("make a session keyring (--no-new-keyring keeps the caller's)"),
+        }
+    }
+
+    /// Makes the terminal, where it has one, in the container's devpts; the parent gets its master.
+    ///
+    /// # Errors
+    ///
+    /// No devpts.
+    pub fn open_terminal(&self, channel: &Channel) -> Result<Option<OwnedFd>> {
+        let Some(size) = self.terminal else {
+            return Ok(None);
+        };
+        let Terminal { master, slave } =
+            Terminal::open(self.identity.uid, size).context("process.terminal")?;
+        channel
+            .send(&Message::Terminal(master))
+            .context("hand over the terminal")?;
+        Ok(Some(slave))
+    }
+
+    /// From root of the container to the process' user. Returns the file to execute.
+    ///
+    /// # Errors
+    ///
+    /// Any step of the list.
+    pub fn become_the_user(&mut self, channel: &Channel) -> Result<CString> {
+        self.identity.apply_limits()?;
+        // Without no_new_privs a filter needs CAP_SYS_ADMIN, which the change of user may give up.
+        if !self.identity.no_new_privileges {
+            self.load_filter(channel)?;
+        }
+        // A directory may be open to root of the container only, or (on NFS) to the user only.
+        let entered = self.program.enter_cwd();
+        for warning in self.identity.assume()? {
+            channel.send(&Message::Warning(warning))?;
+        }
+        if entered.is_err() {
+            self.program.enter_cwd()?;
+        }
+        Program::check_cwd()?;
+        self.program.find_home(self.identity.uid)?;
+        self.keep_only_what_was_given()?;
+        let file = self.program.find()?;
+        // With no_new_privs the filter comes last, so that it has to allow the fewest calls.
+        if self.identity.no_new_privileges {
+            self.load_filter(channel)?;
+        }
+        Ok(file)
+    }
+
+    /// Loads the filter, and waits until its listener was handed over: the next call may be one that the agent decides.
+    fn load_filter(&self, channel: &Channel) -> Result<()> {
+        let Some(filter) = &self.filter else { return Ok(()) };
+        if let Some(listener) = sys::seccomp::load(filter).context("linux.seccomp")? {
+            channel
+                .send(&Message::SeccompListener(listener))
+                .context("hand over the seccomp listener")?;
+            channel.wait_for_go()?;
+        }
+        Ok(())
+    }
+
+    /// Only stdio and what the caller gave reaches the program. Ours are close-on-exec anyway; what the caller left open
+    /// by accident is not.
+    fn keep_only_what_was_given(&self) -> Result<()> {
+        fd::close_on_exec_from(3)?;
+        for number in 3..3 + self.preserve_fds.cast_signed() {
+            fd::keep_on_exec(number)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,403 @@
+//! The mounts of config.json: planned in the parent, made in the child in their order.
+//!
+//! A mount is made detached, changed, and then attached to a destination held by a descriptor:
+//!
+//! ```text
+//! bind:            open_tree(source, CLONE) -> mount_setattr* ------------\
+//! new filesystem:  fsopen -> fsconfig* -> fsmount(attributes) -------------+-> move_mount(-> openat2(destination))
+//! ```
+//!
+//! A new filesystem is read-only as a mount, not as a superblock, where the kernel shares superblocks: those who share
+//! a network namespace share one sysfs, and the first `ro` must not make it read-only for a privileged container.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use nix::errno::Errno;
+use nix::fcntl::readlinkat;
+use nix::sys::stat::fstat;
+use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs};
+use nix::unistd::symlinkat;
+use oci_spec::runtime::Mount;
+
+use super::idmap::IdMapper;
+use super::options::{self, Change, Options, Superblock};
+use super::path::{InsidePath, Links, Make, Root, c_string, open_error};
+use super::tree::{Attributes, Filesystem, Source, at, change_attached, is_directory, parameter};
+use crate::sys::mount::{self as sys, AT_RECURSIVE, MountAttr};
+use crate::sys::{Error, Named};
+
+/// Filesystems whose superblocks are made by the kernel, often shared, and never written for their own sake.
+const KERNEL_FILESYSTEMS: [&str; 8] = [
+    "proc",
+    "sysfs",
+    "tmpfs",
+    "devpts",
+    "mqueue",
+    "cgroup",
+    "cgroup2",
+    "securityfs",
+];
+
+/// The files below /proc that may be covered, as in runc: lxcfs shows limits there.
+const PROC_FILES: [&str; 11] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/net/dev",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
+];
+
+/// Where a mount goes.
+#[derive(Debug)]
+pub(crate) struct Destination {
+    pub(crate) path: InsidePath,
+    pub(crate) links: Links,
+}
+
+/// One thing to do.
+#[derive(Debug)]
+pub(crate) enum Step {
+    Bind {
+        source: Source,
+        attributes: Attributes,
+        copy_symlink: bool,
+    },
+    Filesystem {
+        filesystem: Filesystem,
+        attributes: Attributes,
+        /// tmpfs without a `mode`: that of the directory it covers.
+        inherit_mode: bool,
+        copy_up: bool,
+        /// Read-only, but only when nothing has to be made in it any more.
+        read_only_later: bool,
+    },
+    Remount {
+        bind: bool,
+        change: Change,
+        superblock: Superblock,
+        data: CString,
+    },
+}
+
+/// A mount of config.json, ready to be made.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    pub(crate) destination: Destination,
+    pub(crate) step: Step,
+}
+
+/// What planning a mount depends on.
+pub(crate) struct Planner<'a> {
+    /// Relative sources are relative to the bundle.
+    pub(crate) bundle: &'a Path,
+    /// `linux.mountLabel`, the SELinux context of new filesystems.
+    pub(crate) label: Option<&'a str>,
+    /// The container has a user namespace that is not ours.
+    pub(crate) user_namespace: bool,
+    /// Its mappings and those of mounts.
+    pub(crate) mapper: IdMapper<'a>,
+}
+
+impl Planner<'_> {
+    /// Plans one entry of `mounts`; those of type `cgroup` only where they are plain mounts of cgroup2.
+    pub(crate) fn plan(&mut self, mount: &Mount, options: Options) -> Result<Planned> {
+        let fs_type = mount.typ().as_deref().unwrap_or("none");
+        let path = InsidePath::new(mount.destination())?;
+        if path.is_root() {
+            bail!(
+                "destination: {}: the root filesystem is set by root.path",
+                mount.destination().display()
+            );
+        }
+        if path.is("/proc") && !options.bind && !options.remount && fs_type != "proc" {
+            bail!("destination: /proc: cannot be mounted because it is not of type proc");
+        }
+        let mapped =
+            options.idmap.is_some() || mount.uid_mappings().is_some() || mount.gid_mappings().is_some();
+        if mapped && !options.bind {
+            bail!("uidMappings, gidMappings, idmap: only bind mounts can be ID-mapped");
+        }
+        let links = match fs_type {
+            "proc" | "sysfs" if !options.bind => Links::Refuse,
+            _ if options.destination_nofollow => Links::NotLast,
+            _ => Links::Follow,
+        };
+        let step = if options.remount {
+            Step::Remount {
+                bind: options.bind,
+                change: options.change,
+                superblock: options.superblock,
+                data: c_string(options.data.join(","))?,
+            }
+        } else if options.bind {
+            self.plan_bind(mount, options, mapped)?
+        } else {
+            self.plan_filesystem(mount, fs_type, options)?
+        };
+        Ok(Planned {
+            destination: Destination { path, links },
+            step,
+        })
+    }
+
+    fn plan_bind(&mut self, mount: &Mount, options: Options, mapped: bool) -> Result<Step> {
+        let Some(path) = mount.source() else {
+            bail!("source: missing: a bind mount needs the path to show");
+        };
+        let mut source = Source {
+            path: c_string(self.bundle.join(path))?,
+            recursive: options.recursive,
+            nofollow: options.source_nofollow,
+            opened: None,
+            always_opened: mapped,
+        };
+        if mapped {
+            let tree = source.open().call(|| source.describe())?;
+            self.mapper.apply(&tree, mount, options.idmap == Some(true))?;
+            source.opened = Some(tree);
+        } else if self.user_namespace {
+            // Where the parent fails too, the child reports the error.
+            source.opened = source.open().ok();
+        }
+        if let Some(tree) = &source.opened {
+            // As the child's own copy would be: nothing mounted below it shows on the host.
+            let slave = MountAttr {
+                propagation: sys::MS_SLAVE,
+                ..MountAttr::default()
+            };
+            match sys::mount_setattr(tree, AT_RECURSIVE, &slave) {
+                Ok(()) | Err(Errno::ENOSYS) => {}
+                Err(errno) => return Err(errno).call(|| "mount_setattr(SLAVE)".into())?,
+            }
+        }
+        Ok(Step::Bind {
+            source,
+            attributes: Attributes {
+                change: options.change,
+                recursive_change: options.recursive_change,
+                propagation: options.propagation,
+            },
+            copy_symlink: options.copy_symlink,
+        })
+    }
+
+    fn plan_filesystem(&self, mount: &Mount, fs_type: &str, options: Options) -> Result<Step> {
+        let mut parameters = Vec::with_capacity(options.data.len() + 1);
+        for word in &options.data {
+            parameters.push(parameter(word)?);
+        }
+        if let Some(label) = self.label
+            && !matches!(fs_type, "proc" | "sysfs" | "cgroup" | "cgroup2")
+        {
+            parameters.push((c"context".into(), Some(c_string(label)?)));
+        }
+        parameters.extend(
+            options
+                .superblock
+                .parameters()
+                .map(|flag| (flag.to_owned(), None)),
+        );
+        let mut attributes = options.change.set;
+        let read_only = attributes & sys::attr::RDONLY != 0;
+        let read_only_later = read_only && fs_type == "tmpfs";
+        if read_only_later {
+            attributes &= !sys::attr::RDONLY;
+        }
+        if read_only && !KERNEL_FILESYSTEMS.contains(&fs_type) {
+            parameters.push((c"ro".into(), None));
+        }
+        let has_mode = parameters.iter().any(|(key, _)| key.as_c_str() == c"mode");
+        let fallback = match fs_type {
+            _ if !self.user_namespace => None,
+            "proc" => Some(c"/proc".into()),
+            "sysfs" => Some(c"/sys".into()),
+            "mqueue" => Some(c"/dev/mqueue".into()),
+            _ => None,
+        };
+        Ok(Step::Filesystem {
+            filesystem: Filesystem {
+                fs_type: c_string(fs_type)?,
+                source: mount.source().as_ref().map(c_string).transpose()?,
+                parameters,
+                attributes,
+                fallback,
+            },
+            attributes: Attributes::after(options.recursive_change, options.propagation),
+            inherit_mode: fs_type == "tmpfs" && !has_mode,
+            copy_up: options.copy_up,
+            read_only_later,
+        })
+    }
+}
+
+/// A mount to be made read-only when nothing has to be made in it any more.
+#[derive(Debug)]
+pub(crate) struct Later {
+    pub(crate) path: String,
+    pub(crate) mount: OwnedFd,
+}
+
+impl Planned {
+    /// Makes the mount.
+    pub(crate) fn execute(&mut self, root: &Root) -> Result<Option<Later>> {
+        let Planned { destination, step } = self;
+        match step {
+            Step::Bind {
+                source,
+                attributes,
+                copy_symlink,
+            } => {
+                if !(*copy_symlink && destination.copy_symlink(root, &source.path)?) {
+                    let tree = source.take()?;
+                    let pending = attributes.apply(&tree)?;
+                    destination.attach_bind(root, &tree, &source.path)?;
+                    if pending {
+                        attributes.apply_classic(&tree)?;
+                    }
+                }
+                Ok(None)
+            }
+            Step::Filesystem {
+                filesystem,
+                attributes,
+                inherit_mode,
+                copy_up,
+                read_only_later,
+            } => {
+                let (covered, made) = destination.open(root, Make::Directory)?;
+                destination.check_proc(&covered)?;
+                let mode = if *inherit_mode && !made {
+                    Some(mode_of(&covered)?)
+                } else {
+                    None
+                };
+                let tree = filesystem.create(mode.as_deref().map(|mode| (c"mode", mode)))?;
+                let pending = attributes.apply(&tree)?;
+                sys::move_mount(&tree, &covered).call(|| destination.describe(&filesystem.fs_type))?;
+                if *copy_up {
+                    super::copy_up::copy(&covered, &tree).context("copy what the tmpfs covers")?;
+                }
+                if pending {
+                    attributes.apply_classic(&tree)?;
+                }
+                Ok(read_only_later.then(|| Later {
+                    path: destination.path.to_string(),
+                    mount: tree,
+                }))
+            }
+            Step::Remount {
+                bind,
+                change,
+                superblock,
+                data,
+            } => {
+                let mount = destination.open_existing(root)?;
+                if *bind {
+                    change_attached(&mount, *change)?;
+                } else {
+                    let flags = options::mount_flags(change.set) | superblock.flags() | sys::MS_REMOUNT;
+                    at(&mount, |target| sys::mount(None, target, None, flags, Some(data)))
+                        .call(|| format!("mount({:?}, REMOUNT|{flags:#x}, {data:?})", destination.path))?;
+                }
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// The mode of a directory as a parameter of tmpfs.
+fn mode_of(directory: &OwnedFd) -> Result<CString> {
+    let mode = fstat(directory).call(|| "fstat".into())?.st_mode & 0o7777;
+    Ok(CString::new(format!("{mode:04o}"))?)
+}
+
+impl Destination {
+    pub(crate) fn open(&self, root: &Root, make: Make) -> Result<(OwnedFd, bool)> {
+        root.open_or_make(&self.path, make, self.links)
+            .map_err(|error| self.explain(error))
+    }
+
+    fn open_existing(&self, root: &Root) -> Result<OwnedFd> {
+        Ok(root
+            .open(&self.path, 0, self.links)
+            .map_err(|errno| open_error(&self.path, errno))?)
+    }
+
+    /// runc's words for /proc or /sys that is a symbolic link (CVE-2023-27561, CVE-2025-54867).
+    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let refused = error
+            .downcast_ref::<Error>()
+            .is_some_and(|error| matches!(error.errno, Errno::ELOOP | Errno::ENOTDIR));
+        if self.links == Links::Refuse && refused {
+            return error.context(format!("{} must be mounted on ordinary directory", self.path));
+        }
+        error
+    }
+
+    fn describe(&self, what: &CStr) -> String {
+        format!("move_mount({what:?}, \"{}\")", self.path)
+    }
+
+    /// Attaches a bind mount: to a directory or a file, as its source is one.
+    fn attach_bind(&self, root: &Root, tree: &OwnedFd, source: &CStr) -> Result<()> {
+        let covered = match root.open(&self.path, 0, self.links) {
+            Ok(fd) => fd,
+            Err(Errno::ENOENT) => {
+                let directory = is_directory(tree)?;
+                self.open(root, if directory { Make::Directory } else { Make::File })?
+                    .0
+            }
+            Err(errno) => return Err(self.explain(open_error(&self.path, errno).into())),
+        };
+        if self.path.is("/proc") {
+            // The whole of /proc may come from the host, but from nowhere else.
+            if filesystem_of(tree)? != PROC_SUPER_MAGIC {
+                bail!("/proc cannot be mounted because it is not of type proc");
+            }
+        } else {
+            self.check_proc(&covered)?;
+        }
+        sys::move_mount(tree, &covered).call(|| self.describe(source))?;
+        Ok(())
+    }
+
+    /// Nothing may cover the inside of /proc, where labels and sysctls are written (CVE-2019-16884), except what lxcfs
+    /// covers.
+    pub(crate) fn check_proc(&self, covered: &OwnedFd) -> Result<()> {
+        if self.path.is("/proc") || PROC_FILES.iter().any(|file| self.path.is(file)) {
+            return Ok(());
+        }
+        if filesystem_of(covered)? == PROC_SUPER_MAGIC {
+            bail!("{} cannot be mounted because it is inside /proc", self.path);
+        }
+        Ok(())
+    }
+
+    /// Copies the symbolic link at `source`; says false where it is not one.
+    fn copy_symlink(&self, root: &Root, source: &CStr) -> Result<bool> {
+        let target = match readlinkat(sys::cwd(), source) {
+            Ok(target) => target,
+            Err(Errno::EINVAL) => return Ok(false),
+            Err(errno) => return Err(errno).call(|| format!("readlinkat({source:?})"))?,
+        };
+        let (parent, name) = root.parent_of(&self.path, Links::Follow)?;
+        match symlinkat(target.as_os_str(), &parent, name.as_c_str()) {
+            Ok(()) => Ok(true),
+            Err(Errno::EEXIST) if readlinkat(&parent, name.as_c_str()) == Ok(target) => Ok(true),
+            Err(errno) => Err(errno).call(|| format!("symlinkat(\"{}\")", self.path))?,
+        }
+    }
+}
+
+fn filesystem_of(fd: &OwnedFd) -> Result<FsType> {
+    Ok(fstatfs(fd).call(|| "fstatfs".into())?.filesystem_type())
+}

@@ -164,14 +164,14 @@ fn read_to_end(mut file: &File, size: u64, limit: u64) -> Result<Vec<u8>> {
 }
 
 fn parse<T: DeserializeOwned>(raw: &mut Vec<u8>, process: &[&str]) -> Result<(T, Vec<String>)> {
-    let first = match serde_json::from_slice(raw) {
+    let first = match serde_json::from_str(utf8(raw)?) {
         Ok(value) => return Ok((value, Vec::new())),
         Err(error) => error,
     };
     let Some((cleaned, names)) = locate::without_unknown_capabilities(raw, process) else {
         return Err(parse_error(raw, &first));
     };
-    let value = serde_json::from_slice(&cleaned).map_err(|error| parse_error(&cleaned, &error))?;
+    let value = parse_json(&cleaned)?;
     *raw = cleaned;
     let prefix: String = process.iter().map(|p| format!("{p}.")).collect();
     let warning = format!(
@@ -183,7 +183,19 @@ fn parse<T: DeserializeOwned>(raw: &mut Vec<u8>, process: &[&str]) -> Result<(T,
 
 /// Parses JSON; an error names the field: `process.rlimits[2].type: ...`.
 pub fn parse_json<T: DeserializeOwned>(raw: &[u8]) -> Result<T> {
-    serde_json::from_slice(raw).map_err(|error| parse_error(raw, &error))
+    serde_json::from_str(utf8(raw)?).map_err(|error| parse_error(raw, &error))
+}
+
+/// The whole text at once: the parser would check each string on its own, a tenth of its time.
+fn utf8(raw: &[u8]) -> Result<&str> {
+    std::str::from_utf8(raw).map_err(|error| {
+        let line = raw[..error.valid_up_to()]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count()
+            + 1;
+        anyhow::anyhow!("not valid JSON: line {line} is not UTF-8")
+    })
 }
 
 /// serde_json's error with the path of the field before it.

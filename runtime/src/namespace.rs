@@ -96,11 +96,7 @@ impl Namespaces {
     #[must_use]
     pub fn of_container(init: OwnedFd, flags: c_int, root: Option<OwnedFd>) -> Self {
         Self {
-            container: Some(OfContainer {
-                init,
-                flags: flags & !CLONE_NEWCGROUP,
-                root,
-            }),
+            container: Some(OfContainer { init, flags, root }),
             ..Self::default()
         }
     }
@@ -205,9 +201,10 @@ impl Namespaces {
     /// As setns(2).
     pub fn enter(&self) -> Result<()> {
         if let Some(OfContainer { init, flags, root }) = &self.container {
-            if *flags != 0 {
+            let flags = flags & !CLONE_NEWCGROUP;
+            if flags != 0 {
                 // The kernel finds the order (Linux 5.8); the PID namespace is for our children.
-                process::setns(init, *flags).context("join the container's namespaces")?;
+                process::setns(init, flags).context("join the container's namespaces")?;
             }
             if let Some(root) = root {
                 nix::unistd::fchdir(root)
@@ -220,6 +217,22 @@ impl Namespaces {
                 .with_context(|| format!("join the {} namespace", name(*flag)))?;
         }
         Ok(())
+    }
+}
+
+impl Namespaces {
+    /// In the child of `exec`: enters the container's cgroup namespace, where it has one.
+    ///
+    /// # Errors
+    ///
+    /// As setns(2).
+    pub fn enter_cgroup_namespace(&self) -> Result<()> {
+        match &self.container {
+            Some(OfContainer { init, flags, .. }) if flags & CLONE_NEWCGROUP != 0 => {
+                process::setns(init, CLONE_NEWCGROUP).context("join the container's cgroup namespace")
+            }
+            _ => Ok(()),
+        }
     }
 }
 

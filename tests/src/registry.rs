@@ -45,7 +45,7 @@ pub(crate) fn all() -> Vec<&'static Registered> {
 /// (in parentheses, not braces: so rustfmt formats the body).
 #[macro_export]
 macro_rules! test {
-    ($(#[$meta:meta])* fn $name:ident($t:ident: &Test) -> Result $body:block) => {
+    ($(#[$meta:meta])* fn $name:ident($t:ident: &Test $(,)?) -> Result $body:block) => {
         $(#[$meta])*
         fn $name($t: &$crate::test::Test) -> $crate::registry::Result {
             $body

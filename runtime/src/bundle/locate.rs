@@ -6,8 +6,6 @@
 
 use std::ops::{ControlFlow, Range};
 
-use serde::Deserialize as _;
-
 /// One level of nesting.
 enum Frame<'a> {
     /// An object, and the (still escaped) key whose value is being read.
@@ -123,8 +121,8 @@ fn blank_element(json: &mut [u8], token: Range<usize>) {
 
 /// The text of a JSON string token; what is not valid JSON is kept as it stands.
 fn unescape(token: &[u8]) -> String {
-    let mut parser = serde_json::Deserializer::from_slice(token);
-    String::deserialize(&mut parser).unwrap_or_else(|_| String::from_utf8_lossy(token).into_owned())
+    let text = String::from_utf8_lossy(token);
+    serde_json::from_str(&text).unwrap_or_else(|_| text.into_owned())
 }
 
 /// Calls `visit` with the nesting and the bytes of each token, until it breaks or the text ends. Takes any bytes: what

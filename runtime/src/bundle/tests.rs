@@ -168,6 +168,12 @@ fn text_that_is_no_json_is_refused_with_its_place() {
 }
 
 #[test]
+fn bytes_that_are_no_text_are_refused_with_their_line() {
+    let error = parse_spec(&mut b"{\n\"a\": \"\xff\"}".to_vec()).unwrap_err();
+    assert_eq!(error.to_string(), "not valid JSON: line 2 is not UTF-8");
+}
+
+#[test]
 fn deep_nesting_neither_overflows_the_stack_nor_hangs() {
     let text = format!("{{\"x\": {}{}}}", "[".repeat(1_000_000), "]".repeat(1_000_000));
     assert!(parse_spec(&mut text.into_bytes()).is_err());

@@ -95,9 +95,10 @@ impl Cgroup {
                 again.push(write);
                 Ok(())
             }
-            (Otherwise::Instead(file, value), Errno::ENOENT) => dir
-                .write(file, value)
-                .map_err(|error| self.explain(write, dir, error)),
+            (Otherwise::Instead(file, value), Errno::ENOENT) => dir.write(file, value).map_err(|error| {
+                let instead = Write::new(write.controller, *file, value, write.field.clone());
+                self.explain(&instead, dir, error)
+            }),
             _ => Err(self.explain(write, dir, error)),
         }
     }

@@ -9,6 +9,7 @@
 //!
 //! (On v2 a cgroup with processes can't pass controllers on, so nothing useful can be made *in* our own.)
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
@@ -19,14 +20,50 @@ use super::layout::{self, Layout, ROOT, UNIFIED, relative};
 use super::{Cgroup, Driver, Tree};
 use crate::sys::Errno;
 
-/// The cgroups made, innermost last, so that a failure takes them back.
+/// What this process made of a container's cgroup, so that a failure takes it back.
 #[derive(Debug, Default)]
-pub(super) struct Made(Vec<PathBuf>);
+pub(super) struct Made {
+    /// Directories, innermost last.
+    dirs: Vec<PathBuf>,
+    /// The systemd unit.
+    unit: Cell<UnitState>,
+}
+
+/// Where the making of a systemd unit is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum UnitState {
+    /// It was made before, by another process; or there is none.
+    #[default]
+    Old,
+    /// It is to be made around the container's first process.
+    Awaited,
+    /// It is made by us, with all limits.
+    New,
+}
 
 impl Made {
+    pub(super) fn awaited() -> Self {
+        Self {
+            dirs: Vec::new(),
+            unit: Cell::new(UnitState::Awaited),
+        }
+    }
+
+    pub(super) fn started(&self) {
+        self.unit.set(UnitState::New);
+    }
+
+    pub(super) fn is_awaited(&self) -> bool {
+        self.unit.get() == UnitState::Awaited
+    }
+
+    pub(super) fn is_new_unit(&self) -> bool {
+        self.unit.get() == UnitState::New
+    }
+
     /// Removes them again, innermost first. One that is in use meanwhile stays.
     pub(super) fn undo(&mut self) {
-        for path in self.0.drain(..).rev() {
+        for path in self.dirs.drain(..).rev() {
             // The first error is what the user needs; what can't be removed is no longer ours alone.
             let _ = std::fs::remove_dir(path);
         }
@@ -34,7 +71,7 @@ impl Made {
 
     /// Whether the last component of a cgroup's path was made by us, so that nothing can be set in it yet.
     pub(super) fn contains(&self, path: &Path) -> bool {
-        self.0.iter().any(|made| made == path)
+        self.is_new_unit() || self.dirs.iter().any(|made| made == path)
     }
 }
 
@@ -55,6 +92,7 @@ impl Cgroup {
         let mut cgroup = Self {
             driver,
             unit: None,
+            slice: None,
             trees: place(path, id, layout)?,
             made: Made::default(),
         };
@@ -151,7 +189,7 @@ fn walk(path: &Path, made: &mut Made, mut each: impl FnMut(&Dir, bool) -> Result
     while let Some(name) = names.next() {
         let name = name.to_str().context("linux.cgroupsPath: must be UTF-8")?;
         if dir.make(name)? {
-            made.0.push(dir.path().join(name));
+            made.dirs.push(dir.path().join(name));
         }
         dir = dir.child(name)?;
         each(&dir, names.peek().is_none())?;
@@ -203,7 +241,7 @@ fn make_last(path: &Path, made: &mut Made) -> Result<Option<Dir>> {
         Err(error) => return Err(error.into()),
     };
     if parent.make(name)? {
-        made.0.push(path.to_owned());
+        made.dirs.push(path.to_owned());
     }
     Ok(Some(parent.child(name)?))
 }

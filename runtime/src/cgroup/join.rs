@@ -25,12 +25,16 @@ pub enum JoinTarget {
 }
 
 impl Cgroup {
-    /// The container's cgroup itself.
+    /// The container's cgroup itself. Nothing to join where systemd is yet to make it, around the process
+    /// ([`Cgroup::attach`]).
     ///
     /// # Errors
     ///
     /// Where the cgroup is gone.
     pub fn join_target(&self) -> Result<JoinTarget> {
+        if self.made.is_awaited() {
+            return Ok(JoinTarget::V1(Vec::new()));
+        }
         if self.is_v2() {
             let dir = self.main()?.dir()?;
             return Ok(JoinTarget::V2(duplicate(dir)?));

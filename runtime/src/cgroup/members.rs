@@ -15,6 +15,8 @@ use crate::sys::{Errno, Named as _};
 
 /// How deep cgroups are looked through; the kernel's own limit is `cgroup.max.depth`, unlimited.
 const DEPTH: usize = 64;
+/// How often the processes are listed and killed before they are frozen for it.
+const ROUNDS: usize = 5;
 /// The longest pause between two looks at what can't be waited for.
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
@@ -40,7 +42,7 @@ impl Cgroup {
 
     /// Kills every process in the cgroup and below it, whatever it forks meanwhile. Does not wait for them to be gone.
     ///
-    /// On v2 by `cgroup.kill` (Linux 5.14); else each by `SIGKILL` while all are frozen.
+    /// On v2 by `cgroup.kill` (Linux 5.14), else one by one.
     ///
     /// # Errors
     ///
@@ -60,24 +62,35 @@ impl Cgroup {
                 Err(error) => return Err(error.into()),
             }
         }
-        // Frozen, they can't fork away from the loop. Where freezing fails, the loop sees the new ones itself.
-        let frozen = self.freeze().is_ok();
-        let result = self.kill_each();
-        if frozen {
-            // A frozen process of v1 takes its SIGKILL when it thaws.
+        // A process with SIGKILL pending forks no more: done when a list has none that was not killed before.
+        let mut killed = Vec::new();
+        let mut rounds = 0..ROUNDS;
+        while self.kill_new(&mut killed)? {
+            if rounds.next().is_none() {
+                // They fork faster than we read: frozen, they can't.
+                self.freeze()?;
+            }
+        }
+        if !self.is_v2() && self.is_frozen()? {
+            // A process frozen by v1 takes its SIGKILL when it thaws.
             self.thaw()?;
         }
-        result
+        Ok(())
     }
 
-    fn kill_each(&self) -> Result<()> {
+    /// Kills what is listed and was not killed before. Whether there was any.
+    fn kill_new(&self, killed: &mut Vec<Pid>) -> Result<bool> {
+        let before = killed.len();
         for pid in self.processes()? {
+            if killed[..before].contains(&pid) {
+                continue;
+            }
             match kill(pid, Signal::SIGKILL) {
-                Ok(()) | Err(Errno::ESRCH) => {}
+                Ok(()) | Err(Errno::ESRCH) => killed.push(pid),
                 Err(errno) => return Err(errno).call(|| format!("kill({pid}, SIGKILL)"))?,
             }
         }
-        Ok(())
+        Ok(killed.len() > before)
     }
 
     /// Removes the cgroup and those below it, waiting until the kernel lets go of processes that were killed.

@@ -63,6 +63,9 @@ pub struct Cgroup {
     /// The systemd unit, with that driver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unit: Option<String>,
+    /// The slice it is made in, until it is made.
+    #[serde(skip)]
+    slice: Option<String>,
     trees: Vec<Tree>,
     #[serde(skip)]
     made: Made,

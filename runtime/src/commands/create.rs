@@ -70,6 +70,8 @@ fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
     let bundle = parsed.path("bundle").unwrap_or_else(|| PathBuf::from("."));
     let options = options(global, parsed, super::id(parsed)?, &bundle, Attachment::Detached)?;
     container::create(&global.state_root(), &options)?;
+    // The process ends here: to free a thousand strings of the configuration one by one is 20 us for nothing.
+    std::mem::forget(options);
     Ok(0)
 }
 

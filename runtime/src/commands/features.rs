@@ -108,7 +108,7 @@ fn features() -> Features {
             "poststart",
             "poststop",
         ],
-        mount_options: mount_options(),
+        mount_options: rtc_runtime::rootfs::mount_options(),
         linux: Linux {
             namespaces: &["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             capabilities: capabilities(),
@@ -206,11 +206,6 @@ static ARCHS: &[&str] = &[
 
 /// Whether `--systemd-cgroup` does something.
 const SYSTEMD: bool = false;
-
-/// The words that the table of mount options knows.
-fn mount_options() -> Vec<&'static str> {
-    Vec::new()
-}
 
 #[cfg(test)]
 mod tests {

@@ -229,9 +229,19 @@ fn run(program: &str, command: &Command, globals: &Parsed, arguments: &[OsString
         protect_ourselves()?;
     }
     (command.run)(&global, &parsed).map_err(|error| Failure {
-        error,
+        error: in_context(error, command, &parsed),
         code: command.failure,
     })
+}
+
+/// Says what was done to which container.
+fn in_context(error: anyhow::Error, command: &Command, parsed: &Parsed) -> anyhow::Error {
+    match id(parsed) {
+        Ok(id) if command.count.0 == 1 => {
+            error.context(format!("{} container {:?}", command.name, id.as_str()))
+        }
+        _ => error,
+    }
 }
 
 /// What a container could otherwise read or write of us, while a process of ours becomes its own: our program, memory,

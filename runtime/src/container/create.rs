@@ -258,7 +258,9 @@ impl<'a> Unfinished<'a> {
             set_oom_score(&Procfs::open()?, &child.pid.to_string(), score)?;
         }
         if driver == Driver::Systemd {
-            let cgroup = &mut self.record.as_mut().context("the record")?.cgroup;
+            let cgroup = &self.record.as_ref().context("the record")?.cgroup;
+            let resources = linux.resources().clone().unwrap_or_default();
+            cgroup.attach(child.pid, &resources, self.bundle.spec.annotations().as_ref())?;
             set_limits(cgroup, linux)?;
         }
         if makes_user_namespace || driver == Driver::Systemd {
@@ -276,16 +278,15 @@ impl<'a> Unfinished<'a> {
     }
 
     /// Steps 7 and 8.
-    pub(super) fn finish(&mut self, options: &CreateOptions) -> Result<(Locked, HandedOver)> {
+    pub(super) fn finish(&mut self, options: &CreateOptions) -> Result<HandedOver> {
         let handed_over = self.serve(options)?;
         if let Some(path) = &options.pid_file {
             write_pid_file(path, self.child()?.pid.as_raw())?;
         }
-        let directory = self.directory.take().context("the state directory")?;
-        if directory.has("gate.making") {
-            Gate::publish(&directory)?;
+        if self.record.as_ref().is_some_and(|record| record.gated) {
+            Gate::publish(self.directory()?)?;
         }
-        Ok((directory, handed_over))
+        Ok(handed_over)
     }
 
     /// The child.
@@ -294,8 +295,10 @@ impl<'a> Unfinished<'a> {
     }
 
     /// Gives up what is a container now.
-    pub(super) fn into_parts(self) -> Result<(Record, Spawned)> {
-        self.record.zip(self.spawned).context("the container's process")
+    pub(super) fn into_parts(self) -> Result<(Locked, Record, Spawned)> {
+        let parts = self.directory.zip(self.record).zip(self.spawned);
+        let ((directory, record), spawned) = parts.context("the container's process")?;
+        Ok((directory, record, spawned))
     }
 
     /// Does what the child asks for, until it is ready.

@@ -27,7 +27,7 @@ use crate::process::payload::Payload;
 use crate::process::program::Program;
 use crate::process::spawn::{Birth, Spawned, spawn};
 use crate::procfs::Procfs;
-use crate::sys::clone::{CLONE_NEWCGROUP, CLONE_NEWNS, CLONE_NEWUSER};
+use crate::sys::clone::{CLONE_NEWNS, CLONE_NEWUSER};
 use crate::sys::process;
 use crate::{log, seccomp, sys};
 
@@ -119,10 +119,9 @@ impl Container<'_> {
         let namespaces = linux.namespaces().iter().flatten();
         let flags = namespaces.fold(0, |flags, namespace| flags | namespace::flag(namespace.typ()));
         let root = (flags & CLONE_NEWNS == 0).then(|| self.open_root()).transpose()?;
+        let namespaces = Namespaces::of_container(init, flags, root);
         let join = Join {
-            cgroup_namespace: (flags & CLONE_NEWCGROUP != 0)
-                .then(|| init.try_clone().context("dup"))
-                .transpose()?,
+            namespaces: &namespaces,
             in_user_namespace: flags & CLONE_NEWUSER != 0,
             payload: Payload {
                 identity: Identity::new(process, linux)?,
@@ -141,7 +140,6 @@ impl Container<'_> {
         } else {
             record.cgroup.join_target_below(&options.cgroup)?
         };
-        let namespaces = Namespaces::of_container(init, flags, root);
         let before_entering = || apply_to_ourselves(process);
         let mut join = Some(join);
         let mut spawn_into = |target: &JoinTarget| {

@@ -29,7 +29,7 @@ pub use exec_process::{ExecOverrides, ExecProcess};
 pub use id::ContainerId;
 pub use kill::kill;
 pub use pause::{pause, resume};
-pub use query::{StateReport, list, processes, state};
+pub use query::{StateReport, cgroup, list, processes, state};
 pub use run::{RunOptions, run};
 pub use start::start;
 pub use state::{NotFound, StateRoot};

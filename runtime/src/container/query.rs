@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
+use crate::cgroup::Cgroup;
 use crate::container::id::ContainerId;
 use crate::container::state::{Directory, Record, StateRoot, Status};
 use crate::log;
@@ -94,6 +95,20 @@ pub fn processes(root: &StateRoot, id: &ContainerId) -> Result<Vec<i32>> {
     }
     let pids = record.cgroup.processes().context("the container's processes")?;
     Ok(pids.into_iter().map(nix::unistd::Pid::as_raw).collect())
+}
+
+/// The cgroup of a container that has not ended: for `events`.
+///
+/// # Errors
+///
+/// The container does not exist or has ended.
+pub fn cgroup(root: &StateRoot, id: &ContainerId) -> Result<Cgroup> {
+    let directory = root.open(id)?;
+    let record = directory.complete_record()?;
+    if directory.status(&record)? == Status::Stopped {
+        bail!("container {id} is not running");
+    }
+    Ok(record.cgroup)
 }
 
 /// The name of a user in `/etc/passwd`: a static program has no other name service.

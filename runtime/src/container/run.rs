@@ -35,15 +35,13 @@ pub fn run(root: &StateRoot, options: &CreateOptions, run: RunOptions) -> Result
         process::set_child_subreaper()?;
     }
     let mut unfinished = Unfinished::begin(root, options, false)?;
-    let started = unfinished.finish(options).and_then(|(directory, handed_over)| {
-        unfinished.wait_for_program()?;
-        Ok((directory, handed_over))
-    });
-    let (directory, handed_over) = match started {
-        Ok(started) => started,
+    let started = unfinished.finish(options);
+    let started = started.and_then(|handed_over| unfinished.wait_for_program().map(|()| handed_over));
+    let handed_over = match started {
+        Ok(handed_over) => handed_over,
         Err(error) => return Err(unfinished.undo(error)),
     };
-    let (record, Spawned { child, .. }) = unfinished.into_parts()?;
+    let (directory, record, Spawned { child, .. }) = unfinished.into_parts()?;
     // Others may look at it, exec into it and delete it while it runs.
     let id = directory.id().clone();
     run_poststart_hooks(directory, &record)?;

@@ -19,11 +19,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, renameat};
+use nix::fcntl::{Flock, FlockArg, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 
+use crate::bundle;
 use crate::cgroup::Cgroup;
 use crate::container::id::ContainerId;
 use crate::process::gate::{self, Waiting};
@@ -125,7 +126,8 @@ impl Status {
         let refused = match (operation, self) {
             (O::Start, S::Created)
             | (O::Kill, S::Created | S::Running | S::Paused | S::Creating)
-            | (O::Delete, S::Stopped)
+            // As runc; the specification would only have it stopped.
+            | (O::Delete, S::Stopped | S::Created)
             | (O::Exec, S::Created | S::Running)
             | (O::ExecPaused, S::Created | S::Running | S::Paused)
             | (O::Pause, S::Created | S::Running)
@@ -198,7 +200,7 @@ impl StateRoot {
         match made {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(anyhow!("container with id exists: {id}"));
+                return Err(anyhow!("container with given ID already exists: {id}"));
             }
             Err(error) => return Err(error).with_context(|| format!("mkdir {}", path.display())),
         }
@@ -308,7 +310,7 @@ impl Directory {
         let Some(text) = self.read(RECORD)? else {
             return Ok(None);
         };
-        serde_json::from_slice(&text).map(Some).with_context(|| {
+        bundle::parse_json(&text).map(Some).with_context(|| {
             format!(
                 "{}: broken state; delete --force removes it",
                 self.path.join(RECORD).display()
@@ -470,12 +472,6 @@ impl Locked {
             _ => Ok(()),
         }
     }
-
-    /// Whether a file of the directory is there.
-    #[must_use]
-    pub fn has(&self, name: &str) -> bool {
-        nix::sys::stat::fstatat(self, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
-    }
 }
 
 #[cfg(test)]
@@ -500,7 +496,7 @@ mod tests {
         };
         assert_eq!(
             allowed(Status::Created),
-            [true, true, false, true, true, false, true]
+            [true, true, true, true, true, false, true]
         );
         assert_eq!(
             allowed(Status::Running),
@@ -531,7 +527,7 @@ mod tests {
         let root = StateRoot::new(std::env::temp_dir().join(format!("rtc-state-{}", std::process::id())));
         let id: ContainerId = "a".parse().unwrap();
         let first = root.claim(&id).unwrap();
-        assert!(format!("{:#}", root.claim(&id).unwrap_err()).contains("container with id exists"));
+        assert!(format!("{:#}", root.claim(&id).unwrap_err()).contains("already exists"));
         assert_eq!(root.ids().unwrap(), [id.clone()]);
         first.save_config(b"{}").unwrap();
         first.remove().unwrap();

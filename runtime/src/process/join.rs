@@ -3,28 +3,27 @@
 //! It is born inside of the container's namespaces (see `process::spawn`), but for the cgroup namespace.
 
 use std::convert::Infallible;
-use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
 
+use crate::namespace::Namespaces;
 use crate::process::channel::Channel;
 use crate::process::payload::Payload;
 use crate::process::terminal::Terminal;
-use crate::sys::clone::CLONE_NEWCGROUP;
 use crate::sys::{Named, process};
 
 /// Everything the child needs.
 #[derive(Debug)]
-pub struct Join {
-    /// The pidfd of the container's init, where it has a cgroup namespace to join.
-    pub cgroup_namespace: Option<OwnedFd>,
+pub struct Join<'a> {
+    /// The container's.
+    pub namespaces: &'a Namespaces,
     /// Whether the container has a user namespace.
     pub in_user_namespace: bool,
     /// What it becomes.
     pub payload: Payload,
 }
 
-impl Join {
+impl Join<'_> {
     /// Runs the program. Returns only with an error.
     ///
     /// # Errors
@@ -32,9 +31,7 @@ impl Join {
     /// Any step of the list.
     pub fn run(mut self, channel: &Channel) -> Result<Infallible> {
         process::reset_signals()?;
-        if let Some(init) = self.cgroup_namespace.take() {
-            process::setns(&init, CLONE_NEWCGROUP).context("join the cgroup namespace")?;
-        }
+        self.namespaces.enter_cgroup_namespace()?;
         self.payload.identity.apply_affinity()?;
         if self.in_user_namespace {
             process::set_ids(0, 0, Some(&[])).context("become root of the user namespace")?;

@@ -15,7 +15,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{fchdir, symlinkat};
 use oci_spec::runtime::Mount;
 
-use super::mounts::{Destination, Step};
+use super::mounts::{Destination, NewFilesystem, Step};
 use super::options::{self, Change, Options};
 use super::path::{InsidePath, Links, Make, Root, c_string};
 use super::tree::{self, Attributes, Filesystem, Source};
@@ -90,19 +90,15 @@ pub(crate) fn plan_unified(
     for word in &options.data {
         parameters.push(tree::parameter(word)?);
     }
-    Ok(Step::Filesystem {
-        filesystem: Filesystem {
-            fs_type: c"cgroup2".into(),
-            source: mount.source().as_ref().map(c_string).transpose()?,
-            parameters,
-            attributes: options.change.set,
-            fallback: Some(c_string(host)?),
-        },
+    let source = mount.source().as_ref().map(c_string).transpose()?;
+    Ok(Step::Filesystem(NewFilesystem {
+        filesystem: Filesystem::new(c"cgroup2", source, parameters, options.change.set)
+            .or(Some(c_string(host)?)),
         attributes: Attributes::after(options.recursive_change, options.propagation),
         inherit_mode: false,
         copy_up: false,
         read_only_later: false,
-    })
+    }))
 }
 
 /// The plan for a mount of type `cgroup` on a v1 or hybrid host.
@@ -134,13 +130,12 @@ pub(crate) fn plan_legacy(
         },
         hierarchies,
         links,
-        tmpfs: Filesystem {
-            fs_type: c"tmpfs".into(),
-            source: Some(c"tmpfs".into()),
-            parameters: vec![(c"mode".into(), Some(c"755".into()))],
-            attributes: attr::NOSUID | attr::NODEV | attr::NOEXEC,
-            fallback: None,
-        },
+        tmpfs: Filesystem::new(
+            c"tmpfs",
+            Some(c"tmpfs".into()),
+            vec![(c"mode".into(), Some(c"755".into()))],
+            attr::NOSUID | attr::NODEV | attr::NOEXEC,
+        ),
         attributes: Attributes::after(options.recursive_change, options.propagation),
         change: options.change,
         read_only: options.change.set & attr::RDONLY != 0,

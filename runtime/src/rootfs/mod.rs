@@ -11,7 +11,9 @@
 //!          plan.seal            read-only root, readonlyPaths, maskedPaths
 //! ```
 //!
-//! The child is uid 0 of its user namespace and has its mount namespace. Its umask is 022 afterwards.
+//! The child is uid 0 of its user namespace and has its mount namespace. After `prepare` its umask is 022 and its working
+//! directory is anywhere; after `pivot` that is `/`. The parent drops its copy of the plan after the clone, the child
+//! before the program starts (every descriptor is close-on-exec): both keep mounts in use.
 
 mod cgroup_mounts;
 mod copy_up;
@@ -22,6 +24,8 @@ mod options;
 mod path;
 mod protect;
 mod switch;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -36,7 +40,7 @@ use crate::sys::mount::{self as sys, attr};
 use cgroup_mounts::Legacy;
 use devices::Devices;
 use idmap::{Container, IdMapper};
-use mounts::{Later, Planned, Planner};
+use mounts::{Later, Planned, Planner, SharedNamespaces};
 use options::{Change, Options};
 use path::{Root, c_string};
 use protect::Protection;
@@ -105,6 +109,11 @@ impl Plan {
             bundle,
             label: linux.and_then(|linux| linux.mount_label().as_deref()),
             user_namespace,
+            shared: SharedNamespaces {
+                pid: !has_new_namespace(spec, LinuxNamespaceType::Pid),
+                network: !has_new_namespace(spec, LinuxNamespaceType::Network),
+                ipc: !has_new_namespace(spec, LinuxNamespaceType::Ipc),
+            },
             mapper: IdMapper::new(container),
         };
         let mounts = spec.mounts().as_deref().unwrap_or_default();
@@ -140,7 +149,7 @@ impl Plan {
             read_only: spec
                 .root()
                 .as_ref()
-                .and_then(|root| root.readonly())
+                .and_then(oci_spec::runtime::Root::readonly)
                 .unwrap_or(false),
             actions,
             devices,
@@ -192,11 +201,6 @@ impl Plan {
             Entry::Pivot => switch::pivot(root, !self.detached_from_host()).context("pivot to the rootfs")?,
             Entry::Move => switch::move_root(root, &self.rootfs).context("move the rootfs to /")?,
         }
-        if let Some(flags) = self.propagation
-            && flags & sys::MS_PRIVATE == 0
-        {
-            sys::mount(None, c"/", None, flags, None).call(|| format!("mount(\"/\", {flags:#x})"))?;
-        }
         Ok(())
     }
 
@@ -221,6 +225,12 @@ impl Plan {
             tree::change_attached(root, READ_ONLY).context("make the rootfs read-only")?;
         }
         self.protection.execute(root)?;
+        // Last: what is unbindable could not be made read-only or be masked any more.
+        if let Some(flags) = self.propagation
+            && flags & sys::MS_PRIVATE == 0
+        {
+            sys::mount(None, c"/", None, flags, None).call(|| format!("mount(\"/\", {flags:#x})"))?;
+        }
         self.later.clear();
         Ok(())
     }
@@ -241,7 +251,11 @@ impl Plan {
     /// What is mounted here must not show on the host; what is mounted there may show here, unless config.json says
     /// otherwise.
     fn isolate(&self) -> Result<()> {
-        let flags = self.propagation.unwrap_or(sys::MS_SLAVE | sys::MS_REC);
+        let mut flags = self.propagation.unwrap_or(sys::MS_SLAVE | sys::MS_REC);
+        if flags & sys::MS_UNBINDABLE != 0 {
+            // Only when all is bound.
+            flags = flags & !sys::MS_UNBINDABLE | sys::MS_PRIVATE;
+        }
         sys::mount(None, c"/", None, flags, None).call(|| format!("mount(\"/\", {flags:#x})"))?;
         if !self.detached_from_host() {
             switch::make_parent_private(&self.rootfs)?;
@@ -258,11 +272,11 @@ impl Plan {
     fn mount_root(&mut self) -> Result<Root> {
         let tree = self.source.take()?;
         let path = c_string(&self.rootfs)?;
-        match sys::move_mount_at(&tree, sys::cwd(), &path) {
+        match sys::move_mount_to(&tree, &path) {
             Ok(()) => {}
             // A user namespace that can't reach the path: anywhere does, since the root is entered by descriptor.
             Err(nix::errno::Errno::EACCES) => {
-                sys::move_mount_at(&tree, sys::cwd(), c"/").call(|| "move_mount(rootfs, \"/\")".into())?;
+                sys::move_mount_to(&tree, c"/").call(|| "move_mount(rootfs, \"/\")".into())?;
             }
             Err(errno) => return Err(errno).call(|| format!("move_mount(rootfs, {path:?})"))?,
         }
@@ -334,6 +348,10 @@ fn parse_propagation(text: &str) -> Result<libc::c_ulong> {
 
 fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
     namespaces(spec).any(|namespace| namespace.typ() == kind)
+}
+
+fn has_new_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
+    namespaces(spec).any(|namespace| namespace.typ() == kind && namespace.path().is_none())
 }
 
 fn namespaces(spec: &Spec) -> impl Iterator<Item = &oci_spec::runtime::LinuxNamespace> {

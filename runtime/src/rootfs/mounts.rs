@@ -26,7 +26,7 @@ use super::idmap::IdMapper;
 use super::options::{self, Change, Options, Superblock};
 use super::path::{InsidePath, Links, Make, Root, c_string, open_error};
 use super::tree::{Attributes, Filesystem, Source, at, change_attached, is_directory, parameter};
-use crate::sys::mount::{self as sys, AT_RECURSIVE, MountAttr};
+use crate::sys::mount as sys;
 use crate::sys::{Error, Named};
 
 /// Filesystems whose superblocks are made by the kernel, often shared, and never written for their own sake.
@@ -63,6 +63,19 @@ pub(crate) struct Destination {
     pub(crate) links: Links,
 }
 
+/// A new filesystem and how it is mounted.
+#[derive(Debug)]
+pub(crate) struct NewFilesystem {
+    pub(crate) filesystem: Filesystem,
+    pub(crate) attributes: Attributes,
+    /// tmpfs without a `mode`: that of the directory it covers.
+    pub(crate) inherit_mode: bool,
+    /// `tmpcopyup`.
+    pub(crate) copy_up: bool,
+    /// Read-only, but only when nothing has to be made in it any more.
+    pub(crate) read_only_later: bool,
+}
+
 /// One thing to do.
 #[derive(Debug)]
 pub(crate) enum Step {
@@ -71,15 +84,7 @@ pub(crate) enum Step {
         attributes: Attributes,
         copy_symlink: bool,
     },
-    Filesystem {
-        filesystem: Filesystem,
-        attributes: Attributes,
-        /// tmpfs without a `mode`: that of the directory it covers.
-        inherit_mode: bool,
-        copy_up: bool,
-        /// Read-only, but only when nothing has to be made in it any more.
-        read_only_later: bool,
-    },
+    Filesystem(NewFilesystem),
     Remount {
         bind: bool,
         change: Change,
@@ -95,6 +100,14 @@ pub(crate) struct Planned {
     pub(crate) step: Step,
 }
 
+/// The namespaces that a container shares with others, so that their filesystem may be not its own to mount.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SharedNamespaces {
+    pub(crate) pid: bool,
+    pub(crate) network: bool,
+    pub(crate) ipc: bool,
+}
+
 /// What planning a mount depends on.
 pub(crate) struct Planner<'a> {
     /// Relative sources are relative to the bundle.
@@ -103,6 +116,8 @@ pub(crate) struct Planner<'a> {
     pub(crate) label: Option<&'a str>,
     /// The container has a user namespace that is not ours.
     pub(crate) user_namespace: bool,
+    /// Namespaces that the container did not make.
+    pub(crate) shared: SharedNamespaces,
     /// Its mappings and those of mounts.
     pub(crate) mapper: IdMapper<'a>,
 }
@@ -153,39 +168,17 @@ impl Planner<'_> {
         let Some(path) = mount.source() else {
             bail!("source: missing: a bind mount needs the path to show");
         };
-        let mut source = Source {
-            path: c_string(self.bundle.join(path))?,
-            recursive: options.recursive,
-            nofollow: options.source_nofollow,
-            opened: None,
-            always_opened: mapped,
-        };
+        let path = c_string(self.bundle.join(path))?;
+        let mut source = Source::new(path, options.recursive, options.source_nofollow);
         if mapped {
-            let tree = source.open().call(|| source.describe())?;
-            self.mapper.apply(&tree, mount, options.idmap == Some(true))?;
-            source.opened = Some(tree);
+            let recursive = options.idmap == Some(true);
+            source.open_mapped(|tree| self.mapper.apply(tree, mount, recursive))?;
         } else if self.user_namespace {
-            // Where the parent fails too, the child reports the error.
-            source.opened = source.open().ok();
-        }
-        if let Some(tree) = &source.opened {
-            // As the child's own copy would be: nothing mounted below it shows on the host.
-            let slave = MountAttr {
-                propagation: sys::MS_SLAVE,
-                ..MountAttr::default()
-            };
-            match sys::mount_setattr(tree, AT_RECURSIVE, &slave) {
-                Ok(()) | Err(Errno::ENOSYS) => {}
-                Err(errno) => return Err(errno).call(|| "mount_setattr(SLAVE)".into())?,
-            }
+            source = source.opened();
         }
         Ok(Step::Bind {
             source,
-            attributes: Attributes {
-                change: options.change,
-                recursive_change: options.recursive_change,
-                propagation: options.propagation,
-            },
+            attributes: Attributes::of(options.change, options.recursive_change, options.propagation),
             copy_symlink: options.copy_symlink,
         })
     }
@@ -216,26 +209,28 @@ impl Planner<'_> {
             parameters.push((c"ro".into(), None));
         }
         let has_mode = parameters.iter().any(|(key, _)| key.as_c_str() == c"mode");
+        // Only where the host's mount shows the namespace that the container is in.
         let fallback = match fs_type {
             _ if !self.user_namespace => None,
-            "proc" => Some(c"/proc".into()),
-            "sysfs" => Some(c"/sys".into()),
-            "mqueue" => Some(c"/dev/mqueue".into()),
+            "proc" if self.shared.pid => Some(c"/proc".into()),
+            "sysfs" if self.shared.network => Some(c"/sys".into()),
+            "mqueue" if self.shared.ipc => Some(c"/dev/mqueue".into()),
             _ => None,
         };
-        Ok(Step::Filesystem {
-            filesystem: Filesystem {
-                fs_type: c_string(fs_type)?,
-                source: mount.source().as_ref().map(c_string).transpose()?,
-                parameters,
-                attributes,
-                fallback,
-            },
+        let source = mount.source().as_ref().map(c_string).transpose()?;
+        let mut filesystem =
+            Filesystem::new(&c_string(fs_type)?, source, parameters, attributes).or(fallback);
+        if !KERNEL_FILESYSTEMS.contains(&fs_type) {
+            // Some filesystems read their one string in ways of their own.
+            filesystem.data = None;
+        }
+        Ok(Step::Filesystem(NewFilesystem {
+            filesystem,
             attributes: Attributes::after(options.recursive_change, options.propagation),
             inherit_mode: fs_type == "tmpfs" && !has_mode,
             copy_up: options.copy_up,
             read_only_later,
-        })
+        }))
     }
 }
 
@@ -247,53 +242,26 @@ pub(crate) struct Later {
 }
 
 impl Planned {
-    /// Makes the mount.
+    /// Makes the mount. Gives what is to be made read-only later.
     pub(crate) fn execute(&mut self, root: &Root) -> Result<Option<Later>> {
-        let Planned { destination, step } = self;
-        match step {
+        let destination = &self.destination;
+        match &mut self.step {
             Step::Bind {
                 source,
                 attributes,
                 copy_symlink,
             } => {
-                if !(*copy_symlink && destination.copy_symlink(root, &source.path)?) {
+                if !*copy_symlink || !destination.copy_symlink(root, source.path())? {
                     let tree = source.take()?;
                     let pending = attributes.apply(&tree)?;
-                    destination.attach_bind(root, &tree, &source.path)?;
+                    destination.attach_bind(root, &tree, source.path())?;
                     if pending {
                         attributes.apply_classic(&tree)?;
                     }
                 }
                 Ok(None)
             }
-            Step::Filesystem {
-                filesystem,
-                attributes,
-                inherit_mode,
-                copy_up,
-                read_only_later,
-            } => {
-                let (covered, made) = destination.open(root, Make::Directory)?;
-                destination.check_proc(&covered)?;
-                let mode = if *inherit_mode && !made {
-                    Some(mode_of(&covered)?)
-                } else {
-                    None
-                };
-                let tree = filesystem.create(mode.as_deref().map(|mode| (c"mode", mode)))?;
-                let pending = attributes.apply(&tree)?;
-                sys::move_mount(&tree, &covered).call(|| destination.describe(&filesystem.fs_type))?;
-                if *copy_up {
-                    super::copy_up::copy(&covered, &tree).context("copy what the tmpfs covers")?;
-                }
-                if pending {
-                    attributes.apply_classic(&tree)?;
-                }
-                Ok(read_only_later.then(|| Later {
-                    path: destination.path.to_string(),
-                    mount: tree,
-                }))
-            }
+            Step::Filesystem(new) => new.execute(root, destination),
             Step::Remount {
                 bind,
                 change,
@@ -306,11 +274,44 @@ impl Planned {
                 } else {
                     let flags = options::mount_flags(change.set) | superblock.flags() | sys::MS_REMOUNT;
                     at(&mount, |target| sys::mount(None, target, None, flags, Some(data)))
-                        .call(|| format!("mount({:?}, REMOUNT|{flags:#x}, {data:?})", destination.path))?;
+                        .call(|| format!("mount({:?}, REMOUNT, {flags:#x}, {data:?})", destination.path))?;
                 }
                 Ok(None)
             }
         }
+    }
+}
+
+impl NewFilesystem {
+    fn execute(&self, root: &Root, destination: &Destination) -> Result<Option<Later>> {
+        let (covered, made) = destination.open(root, Make::Directory)?;
+        if !made {
+            destination.check_proc(&covered)?;
+        }
+        let mode = if self.inherit_mode && !made {
+            Some(mode_of(&covered)?)
+        } else {
+            None
+        };
+        let plain = mode.is_none() && self.attributes.is_empty() && !self.copy_up && !self.read_only_later;
+        if plain && self.filesystem.mount_on(&covered) {
+            return Ok(None);
+        }
+        let tree = self
+            .filesystem
+            .create(mode.as_deref().map(|mode| (c"mode", mode)))?;
+        let pending = self.attributes.apply(&tree)?;
+        sys::move_mount(&tree, &covered).call(|| destination.describe(&self.filesystem.fs_type))?;
+        if self.copy_up {
+            super::copy_up::copy(&covered, &tree).context("copy what the tmpfs covers")?;
+        }
+        if pending {
+            self.attributes.apply_classic(&tree)?;
+        }
+        Ok(self.read_only_later.then(|| Later {
+            path: destination.path.to_string(),
+            mount: tree,
+        }))
     }
 }
 
@@ -349,12 +350,11 @@ impl Destination {
 
     /// Attaches a bind mount: to a directory or a file, as its source is one.
     fn attach_bind(&self, root: &Root, tree: &OwnedFd, source: &CStr) -> Result<()> {
-        let covered = match root.open(&self.path, 0, self.links) {
-            Ok(fd) => fd,
+        let (covered, made) = match root.open(&self.path, 0, self.links) {
+            Ok(fd) => (fd, false),
             Err(Errno::ENOENT) => {
                 let directory = is_directory(tree)?;
                 self.open(root, if directory { Make::Directory } else { Make::File })?
-                    .0
             }
             Err(errno) => return Err(self.explain(open_error(&self.path, errno).into())),
         };
@@ -363,7 +363,7 @@ impl Destination {
             if filesystem_of(tree)? != PROC_SUPER_MAGIC {
                 bail!("/proc cannot be mounted because it is not of type proc");
             }
-        } else {
+        } else if !made {
             self.check_proc(&covered)?;
         }
         sys::move_mount(tree, &covered).call(|| self.describe(source))?;

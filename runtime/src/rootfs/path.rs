@@ -185,6 +185,11 @@ impl Root {
                 }
                 Err(errno) => return Err(open_error(path, errno).into()),
             };
+        if rest.len() == 1
+            && let Some(fd) = make_new(&directory, &CString::new(last)?, make)
+        {
+            return Ok(fd);
+        }
         while let Some(name) = rest.pop_front() {
             let last = rest.is_empty();
             let mut candidate = done.clone();
@@ -249,33 +254,44 @@ impl Links {
     }
 }
 
-/// Makes `name` in a directory and opens it as `O_PATH`. What another process made there meanwhile is taken if it is
-/// of the right kind, and never a symbolic link.
-fn make_in(directory: &OwnedFd, name: &CStr, make: Make) -> crate::sys::Result<OwnedFd> {
-    let text = name.to_string_lossy();
-    let (made, call, flags) = match make {
-        Make::Directory => (
-            mkdirat(directory, name, DIRECTORY_MODE),
-            "mkdirat",
-            libc::O_DIRECTORY,
-        ),
-        Make::File => (
-            mknodat(directory, name, SFlag::S_IFREG, FILE_MODE, 0),
-            "mknodat",
-            0,
-        ),
-    };
-    match made {
-        Ok(()) | Err(Errno::EEXIST) => {}
-        Err(errno) => return Err(errno).call(|| format!("{call}({text:?})")),
+/// Makes `name` in a directory and opens it as `O_PATH`, if that is all there is to it.
+fn make_new(directory: &OwnedFd, name: &CStr, make: Make) -> Option<OwnedFd> {
+    match make {
+        Make::Directory => mkdirat(directory, name, DIRECTORY_MODE),
+        Make::File => mknodat(directory, name, SFlag::S_IFREG, FILE_MODE, 0),
     }
+    .and_then(|()| open_made(directory, name, make))
+    .ok()
+}
+
+/// Opens what was just made, and nothing that a symbolic link leads to.
+fn open_made(directory: &OwnedFd, name: &CStr, make: Make) -> nix::Result<OwnedFd> {
+    let flags = if make == Make::Directory {
+        libc::O_DIRECTORY
+    } else {
+        0
+    };
     openat2(
         directory,
         name,
         libc::O_PATH | flags,
         RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
     )
-    .call(|| format!("openat2({text:?})"))
+}
+
+/// Makes `name` in a directory and opens it as `O_PATH`. What another process made there meanwhile is taken if it is
+/// of the right kind, and never a symbolic link.
+fn make_in(directory: &OwnedFd, name: &CStr, make: Make) -> crate::sys::Result<OwnedFd> {
+    let text = name.to_string_lossy();
+    let (made, call) = match make {
+        Make::Directory => (mkdirat(directory, name, DIRECTORY_MODE), "mkdirat"),
+        Make::File => (mknodat(directory, name, SFlag::S_IFREG, FILE_MODE, 0), "mknodat"),
+    };
+    match made {
+        Ok(()) | Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(errno).call(|| format!("{call}({text:?})")),
+    }
+    open_made(directory, name, make).call(|| format!("openat2({text:?})"))
 }
 
 /// The components of a path, without empty ones and `.`; `..` is left to the kernel, which stops at the root.

@@ -104,14 +104,15 @@ impl Mask {
         let Some(covered) = find(root, path)? else {
             return Ok(());
         };
-        let cover = if is_directory(&covered)? {
+        let directory = is_directory(&covered)?;
+        let cover = if directory {
             &mut self.directory
         } else {
             &mut self.null
         };
         let tree = match cover {
             Some(first) => sys::open_tree(&*first, c"", 0).call(|| "open_tree(CLONE)".into())?,
-            None if is_directory(&covered)? => empty_directory()?,
+            None if directory => empty_directory()?,
             None => {
                 let null = open_null(root)?;
                 sys::open_tree(&null, c"", 0).call(|| "open_tree(\"/dev/null\", CLONE)".into())?
@@ -127,13 +128,7 @@ impl Mask {
 
 /// A detached, empty, read-only tmpfs.
 fn empty_directory() -> Result<OwnedFd> {
-    let filesystem = Filesystem {
-        fs_type: c"tmpfs".into(),
-        source: Some(c"tmpfs".into()),
-        parameters: Vec::new(),
-        attributes: attr::RDONLY,
-        fallback: None,
-    };
+    let filesystem = Filesystem::new(c"tmpfs", Some(c"tmpfs".into()), Vec::new(), attr::RDONLY);
     filesystem.create(None)
 }
 

@@ -17,14 +17,19 @@ use super::path::Root;
 use super::path::c_string;
 use crate::sys::Named;
 use crate::sys::mount as sys;
+use crate::sys::open::openat2;
 
 /// Makes the root the process's, and the host's tree unreachable. `may_propagate`: mounts of the host's tree may be
 /// shared with the host, where the unmounting must not show.
 pub(crate) fn pivot(root: &Root, may_propagate: bool) -> Result<()> {
+    let old = may_propagate
+        .then(|| openat2(sys::cwd(), c"/", libc::O_PATH, 0).call(|| "openat2(\"/\")".into()))
+        .transpose()?;
     fchdir(root).call(|| "fchdir(rootfs)".into())?;
     sys::pivot_to_working_directory().call(|| "pivot_root(\".\", \".\")".into())?;
-    // The old root is now mounted on top of the new one, at ".".
-    if may_propagate {
+    // The old root is now mounted on top of the new one. Only umount2 takes "." for the upper of them.
+    if let Some(old) = old {
+        fchdir(old).call(|| "fchdir(old root)".into())?;
         sys::mount(None, c".", None, sys::MS_SLAVE | sys::MS_REC, None)
             .call(|| "mount(\".\", SLAVE|REC)".into())?;
     }

@@ -18,34 +18,50 @@ use crate::sys::{Error, Named};
 #[derive(Debug)]
 pub(crate) struct Source {
     /// The absolute path on the host.
-    pub(crate) path: CString,
-    pub(crate) recursive: bool,
-    pub(crate) nofollow: bool,
+    path: CString,
+    recursive: bool,
+    nofollow: bool,
     /// The mount as the parent opened it: for owners that the child can't map (used always), or for a child that may
     /// be unable to reach the path in its user namespace (used then).
-    pub(crate) opened: Option<OwnedFd>,
-    pub(crate) always_opened: bool,
+    opened: Option<OwnedFd>,
+    always_opened: bool,
 }
 
 impl Source {
     /// A source that the child opens itself, with all mounts below it.
     pub(crate) fn host(path: CString) -> Source {
+        Source::new(path, true, false)
+    }
+
+    /// A source that the child opens itself.
+    pub(crate) fn new(path: CString, recursive: bool, nofollow: bool) -> Source {
         Source {
             path,
-            recursive: true,
-            nofollow: false,
+            recursive,
+            nofollow,
             opened: None,
             always_opened: false,
         }
     }
 
-    /// Opens it now too, for a child that may be unable to.
+    /// Opens it in the parent too, for a child that may be unable to. Before Linux 5.12 it stays unopened, since the
+    /// copy would share its mounts with the host. Where the parent fails, the child reports the error.
     pub(crate) fn opened(mut self) -> Source {
-        self.opened = self.open().ok();
+        self.opened = self.open().ok().filter(|tree| make_slave(tree).is_ok());
         self
     }
 
-    pub(crate) fn open(&self) -> nix::Result<OwnedFd> {
+    /// Opens it in the parent for good: the mapping of its owners is not the child's to make.
+    pub(crate) fn open_mapped(&mut self, map: impl FnOnce(&OwnedFd) -> Result<()>) -> Result<()> {
+        let tree = self.open().call(|| self.describe())?;
+        map(&tree)?;
+        make_slave(&tree).call(|| "mount_setattr(RECURSIVE, SLAVE)".into())?;
+        self.opened = Some(tree);
+        self.always_opened = true;
+        Ok(())
+    }
+
+    fn open(&self) -> nix::Result<OwnedFd> {
         let recursive = if self.recursive { AT_RECURSIVE } else { 0 };
         let nofollow = if self.nofollow {
             libc::AT_SYMLINK_NOFOLLOW
@@ -55,9 +71,14 @@ impl Source {
         sys::open_tree(sys::cwd(), &self.path, recursive | nofollow)
     }
 
-    pub(crate) fn describe(&self) -> String {
+    fn describe(&self) -> String {
         let recursive = if self.recursive { "|RECURSIVE" } else { "" };
         format!("open_tree({:?}, CLONE{recursive})", self.path)
+    }
+
+    /// The path on the host.
+    pub(crate) fn path(&self) -> &CStr {
+        &self.path
     }
 
     /// In the child: the detached mount. Its own copy if it can, since that keeps the locks of the host's flags.
@@ -77,9 +98,14 @@ impl Source {
 /// What the mount is then given.
 #[derive(Debug, Default)]
 pub(crate) struct Attributes {
-    pub(crate) change: Change,
-    pub(crate) recursive_change: Change,
-    pub(crate) propagation: Vec<libc::c_ulong>,
+    change: Change,
+    recursive_change: Change,
+    propagation: Vec<libc::c_ulong>,
+}
+
+/// Makes what the parent copied what a child's copy is: nothing that is mounted in it shows on the host.
+fn make_slave(tree: &OwnedFd) -> nix::Result<()> {
+    sys::mount_setattr(tree, AT_RECURSIVE, &propagation(sys::MS_SLAVE))
 }
 
 impl Attributes {
@@ -87,6 +113,24 @@ impl Attributes {
     pub(crate) fn after(recursive_change: Change, propagation: Vec<libc::c_ulong>) -> Attributes {
         Attributes {
             change: Change::default(),
+            recursive_change,
+            propagation,
+        }
+    }
+
+    /// Whether there is nothing to do.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.change.is_empty() && self.recursive_change.is_empty() && self.propagation.is_empty()
+    }
+
+    /// All there are, for a copy of a mount.
+    pub(crate) fn of(
+        change: Change,
+        recursive_change: Change,
+        propagation: Vec<libc::c_ulong>,
+    ) -> Attributes {
+        Attributes {
+            change,
             recursive_change,
             propagation,
         }
@@ -201,6 +245,8 @@ pub(crate) struct Filesystem {
     pub(crate) fs_type: CString,
     pub(crate) source: Option<CString>,
     pub(crate) parameters: Vec<(CString, Option<CString>)>,
+    /// The same as the one string of mount(2), where that call may be used.
+    pub(crate) data: Option<CString>,
     /// Bits of [`sys::attr`].
     pub(crate) attributes: u64,
     /// A mount of the host that does instead where a user namespace may not have the filesystem.
@@ -208,11 +254,46 @@ pub(crate) struct Filesystem {
 }
 
 impl Filesystem {
+    /// A filesystem with no fallback.
+    pub(crate) fn new(
+        fs_type: &CStr,
+        source: Option<CString>,
+        parameters: Vec<(CString, Option<CString>)>,
+        attributes: u64,
+    ) -> Filesystem {
+        Filesystem {
+            fs_type: fs_type.to_owned(),
+            source,
+            data: one_string(&parameters),
+            parameters,
+            attributes,
+            fallback: None,
+        }
+    }
+
+    /// With a mount of the host that does instead.
+    pub(crate) fn or(self, fallback: Option<CString>) -> Filesystem {
+        Filesystem { fallback, ..self }
+    }
+
+    /// In the child: mounts it on a directory by the one call mount(2), which is less work than a context. Says false
+    /// where that failed: [`Filesystem::create`] then finds a fallback, or the words for the error. A read-only mount
+    /// is never made so, since mount(2) would make the superblock read-only too.
+    pub(crate) fn mount_on(&self, directory: &OwnedFd) -> bool {
+        let Some(data) = &self.data else { return false };
+        if self.attributes & sys::attr::RDONLY != 0 || fchdir(directory).is_err() {
+            return false;
+        }
+        let flags = options::mount_flags(self.attributes);
+        let source = self.source.as_deref().unwrap_or(c"none");
+        sys::mount(Some(source), c".", Some(&self.fs_type), flags, Some(data)).is_ok()
+    }
+
     /// In the child: the detached mount, or where a user namespace may not have one the host's.
     pub(crate) fn create(&self, extra: Option<(&CStr, &CStr)>) -> Result<OwnedFd> {
         match self.try_create(extra, false) {
-            Err((errno, _)) if matches!(errno, Errno::EPERM | Errno::EBUSY) && self.fallback.is_some() => {
-                self.host_mount()
+            Err((Errno::EPERM | Errno::EBUSY, error)) if self.fallback.is_some() => {
+                self.host_mount().map_err(|_| error.into())
             }
             // A terminal group that the user namespace doesn't have.
             Err((Errno::EINVAL, _)) if self.fs_type.as_c_str() == c"devpts" && self.has(c"gid") => {
@@ -272,6 +353,25 @@ impl Filesystem {
         }
         Ok(tree)
     }
+}
+
+/// Parameters as the one string of mount(2); none where a comma in a value would need the quoting of its filesystem.
+fn one_string(parameters: &[(CString, Option<CString>)]) -> Option<CString> {
+    let mut text = Vec::new();
+    for (key, value) in parameters {
+        if !text.is_empty() {
+            text.push(b',');
+        }
+        text.extend_from_slice(key.to_bytes());
+        if let Some(value) = value {
+            if value.to_bytes().contains(&b',') {
+                return None;
+            }
+            text.push(b'=');
+            text.extend_from_slice(value.to_bytes());
+        }
+    }
+    CString::new(text).ok()
 }
 
 /// `key=value` or `key` for fsconfig(2). Overlayfs unescapes commas itself only in the one string of mount(2).

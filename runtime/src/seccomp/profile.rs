@@ -97,7 +97,11 @@ impl<'a> Profile<'a> {
             rules.extend(direct.map(|number| (number, None, call)));
         }
         rules.sort_by_key(|(number, ..)| *number);
-        let greatest = rules.last().map(|(number, ..)| *number);
+        // runc takes 0 for "none", too.
+        let greatest = rules
+            .last()
+            .map(|(number, ..)| *number)
+            .filter(|number| *number != 0);
         let mut calls: Vec<(u32, Decision)> = Vec::with_capacity(rules.len());
         for (number, first, call) in rules {
             let rule = &self.rules[call.rule];

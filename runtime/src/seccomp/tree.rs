@@ -59,6 +59,8 @@ pub(super) struct Node {
     pub(super) datum: u32,
     pub(super) yes: Next,
     pub(super) no: Next,
+    /// Of `SCMP_CMP_MASKED_EQ`, which is not taken for `SCMP_CMP_EQ` even where they are the same.
+    masked: bool,
     rank: Rank,
     /// The whole value compared with, of which `datum` is a half.
     whole: u64,
@@ -73,6 +75,13 @@ enum Rank {
     Above,
     Below,
     Equality,
+}
+
+/// Where a node goes in a level.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Place {
+    Sorted,
+    Last,
 }
 
 /// Two rules ask for different actions under the same condition.
@@ -115,7 +124,7 @@ impl Decision {
                 *this = act;
                 Ok(())
             }
-            (Decision::Tree(level), Decision::Tree(new)) => insert_all(level, new),
+            (Decision::Tree(level), Decision::Tree(new)) => insert_all(level, new, Place::Sorted),
         }
     }
 }
@@ -153,6 +162,7 @@ impl Condition {
             datum,
             yes,
             no,
+            masked: self.operator == Operator::ScmpCmpMaskedEq,
             rank: self.rank(),
             whole: self.datum,
         }
@@ -200,7 +210,8 @@ impl Condition {
 
 impl Node {
     fn same_test(&self, other: &Node) -> bool {
-        (self.word, self.mask, self.test, self.datum) == (other.word, other.mask, other.test, other.datum)
+        let test = |node: &Node| (node.word, node.mask, node.test, node.masked, node.datum);
+        test(self) == test(other)
     }
 
     /// Whether `other` is to be tried before this one, which was there first.
@@ -219,7 +230,7 @@ impl Node {
     }
 
     /// Merges a node with the same test: both rules go on from here.
-    fn merge(&mut self, new: Node) -> Result<(), Contradiction> {
+    fn merge(&mut self, new: Node, place: Place) -> Result<(), Contradiction> {
         let ends_here = self.is_leaf() || new.is_leaf();
         // The wider `>` of two with the same high half also holds for all greater high halves: the narrower decides.
         let narrower = new.word.high && new.whole > self.whole;
@@ -229,12 +240,15 @@ impl Node {
         {
             *old = *action;
         }
-        merge_next(&mut self.yes, new.yes, ends_here)?;
-        merge_next(&mut self.no, new.no, ends_here)
+        // A rule that is there and asks for less goes first in all that the two have in common.
+        let is_longer = matches!((&self.yes, &new.yes), (Next::Act(_), Next::Level(_)));
+        let place_of_no = if is_longer { Place::Last } else { place };
+        merge_next(&mut self.yes, new.yes, ends_here, place)?;
+        merge_next(&mut self.no, new.no, ends_here, place_of_no)
     }
 }
 
-fn merge_next(old: &mut Next, new: Next, ends_here: bool) -> Result<(), Contradiction> {
+fn merge_next(old: &mut Next, new: Next, ends_here: bool, place: Place) -> Result<(), Contradiction> {
     match (old, new) {
         (_, Next::Fall) => Ok(()),
         (old @ Next::Fall, new) => {
@@ -242,9 +256,8 @@ fn merge_next(old: &mut Next, new: Next, ends_here: bool) -> Result<(), Contradi
             Ok(())
         }
         (Next::Act(old), Next::Act(new)) if *old != new && ends_here => Err(Contradiction),
-        // A rule that asks for less decides already.
         (Next::Act(_), _) => Ok(()),
-        (Next::Level(level), Next::Level(new)) => insert_all(level, new),
+        (Next::Level(level), Next::Level(new)) => insert_all(level, new, place),
         (old @ Next::Level(_), Next::Act(action)) => {
             let Next::Level(level) = &*old else { return Ok(()) };
             if !only_acts(level, action) {
@@ -256,16 +269,16 @@ fn merge_next(old: &mut Next, new: Next, ends_here: bool) -> Result<(), Contradi
     }
 }
 
-fn insert_all(level: &mut Level, new: Level) -> Result<(), Contradiction> {
-    new.into_iter().try_for_each(|node| insert(level, node))
+fn insert_all(level: &mut Level, new: Level, place: Place) -> Result<(), Contradiction> {
+    new.into_iter().try_for_each(|node| insert(level, node, place))
 }
 
-fn insert(level: &mut Level, new: Node) -> Result<(), Contradiction> {
+fn insert(level: &mut Level, new: Node, place: Place) -> Result<(), Contradiction> {
     for at in 0..level.len() {
         if level[at].same_test(&new) {
-            return level[at].merge(new);
+            return level[at].merge(new, place);
         }
-        if level[at].yields_to(&new) {
+        if place == Place::Sorted && level[at].yields_to(&new) {
             level.insert(at, new);
             return Ok(());
         }

@@ -75,6 +75,7 @@ const FSCONFIG_SET_FLAG: libc::c_uint = 0;
 const FSCONFIG_SET_STRING: libc::c_uint = 1;
 const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
 const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 0x04;
+const MOVE_MOUNT_T_SYMLINKS: libc::c_uint = 0x10;
 const MOVE_MOUNT_T_EMPTY_PATH: libc::c_uint = 0x40;
 
 fn done(returned: libc::c_long) -> nix::Result<()> {
@@ -211,8 +212,7 @@ pub fn move_mount(tree: impl AsFd, destination: impl AsFd) -> nix::Result<()> {
     })
 }
 
-/// Attaches the mount `tree` at `name` in `dir`; a symbolic link of that name is not followed. An absolute name ignores
-/// `dir`, and its last component is not followed either.
+/// Attaches the mount `tree` at `name` in `dir`; a symbolic link of that name is not followed.
 pub fn move_mount_at(tree: impl AsFd, dir: impl AsFd, name: &CStr) -> nix::Result<()> {
     let (from, to) = (tree.as_fd().as_raw_fd(), dir.as_fd().as_raw_fd());
     // SAFETY: both paths end in NUL.
@@ -224,6 +224,22 @@ pub fn move_mount_at(tree: impl AsFd, dir: impl AsFd, name: &CStr) -> nix::Resul
             to,
             name.as_ptr(),
             MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    })
+}
+
+/// Attaches the mount `tree` to a path of the host, whose symbolic links are followed.
+pub fn move_mount_to(tree: impl AsFd, path: &CStr) -> nix::Result<()> {
+    let from = tree.as_fd().as_raw_fd();
+    // SAFETY: both paths end in NUL.
+    done(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            from,
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS,
         )
     })
 }

@@ -1,5 +1,6 @@
 //! The tests, one file per area.
 
+mod cgroups;
 mod devices;
 mod exec;
 mod lifecycle;
@@ -7,3 +8,4 @@ mod mounts;
 mod namespaces;
 mod process;
 mod rootfs;
+mod seccomp;

@@ -155,13 +155,16 @@ fn cpu(cpu: &LinuxCpu, writes: &mut Vec<Write>) {
     }
 }
 
+/// BFQ takes v1's range, 10 to 1000, `io.weight` 1 to 10000.
+pub(in crate::cgroup) fn io_weight(weight: u16) -> u64 {
+    1 + u64::from(weight.saturating_sub(10)) * 9999 / 990
+}
+
 fn block_io(io: &LinuxBlockIo, writes: &mut Vec<Write>) {
     let field = |name: &str| format!("linux.resources.blockIO.{name}");
     if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
-        // BFQ takes v1's range, 10 to 1000, io.weight 1 to 10000.
-        let general = 1 + u64::from(weight.saturating_sub(10)) * 9999 / 990;
         let write = Write::new("io", "io.bfq.weight", weight, field("weight"));
-        writes.push(write.or(Otherwise::Instead("io.weight", general.to_string())));
+        writes.push(write.or(Otherwise::Instead("io.weight", io_weight(weight).to_string())));
     }
     for (index, device) in io.weight_device().iter().flatten().enumerate() {
         if let Some(weight) = device.weight().filter(|weight| *weight != 0) {

@@ -7,11 +7,10 @@ set -euo pipefail
 exec </dev/null # no script here reads a keyboard; this also covers a caller without standard input
 umask 022
 export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive CARGO_TERM_COLOR=never CARGO_TERM_PROGRESS_WHEN=never
-HOME=${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}
+HOME=${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6 || true)}
 HOME=${HOME:-/root}
-USER=${USER:-$(id -un)}
 PATH=${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-export HOME USER PATH
+export HOME PATH
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly ROOT
@@ -29,7 +28,7 @@ die() {
 # usage: prints the comment at the head of the calling script.
 usage() { sed -n '2,/^$/ { /^#/ s/^# \{0,1\}//p }' "$0"; }
 
-need_root() { [ "$(id -u)" = 0 ] || die "needs root (you are $(id -un)): sudo $0"; }
+need_root() { [ "$(id -u)" = 0 ] || die "needs root (you are user $(id -u)): sudo $0"; }
 
 # retry TIMES COMMAND...: until it succeeds, with a growing pause.
 retry() {

@@ -11,10 +11,12 @@
 //! Each gets the container's state on stdin. Those before the program abort the container by failing; poststop hooks
 //! only warn, and all of them run.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -24,6 +26,48 @@ use nix::unistd::Pid;
 use oci_spec::runtime::Hook;
 
 use crate::sys::process::{pidfd_open, pidfd_send_signal};
+
+/// The state of a container as hooks read it (runtime-spec, "State"), but for what changes between them.
+#[derive(Debug)]
+pub struct State {
+    /// JSON up to the status.
+    before: String,
+    /// JSON from behind the pid.
+    after: String,
+}
+
+impl State {
+    /// Of a container.
+    #[must_use]
+    pub fn new<'a>(
+        id: &str,
+        version: &str,
+        bundle: &Path,
+        annotations: impl Iterator<Item = (&'a String, &'a String)>,
+    ) -> Self {
+        let quoted = |text: &str| serde_json::Value::from(text).to_string();
+        let annotations: BTreeMap<_, _> = annotations.collect();
+        let annotations = if annotations.is_empty() {
+            String::new()
+        } else {
+            format!(",\"annotations\":{}", serde_json::json!(annotations))
+        };
+        Self {
+            before: format!("{{\"ociVersion\":{},\"id\":{},", quoted(version), quoted(id)),
+            after: format!("\"bundle\":{}{annotations}}}", quoted(&bundle.to_string_lossy())),
+        }
+    }
+
+    /// In this status, with the pid of init; 0 once it has ended.
+    #[must_use]
+    pub fn json(&self, status: &str, pid: i32) -> String {
+        let Self { before, after } = self;
+        if pid == 0 {
+            return format!("{before}\"status\":\"{status}\",{after}");
+        }
+        format!("{before}\"status\":\"{status}\",\"pid\":{pid},{after}")
+    }
+}
 
 /// What a failing hook printed is told up to here, in bytes.
 const OUTPUT_MAX: usize = 4096;

@@ -24,6 +24,8 @@ mod payload;
 mod registry;
 mod runner;
 mod supervisor;
+mod sys;
+mod terminal;
 mod test;
 mod wait;
 

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -169,9 +170,12 @@ impl Test {
     pub(crate) fn bare<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Rtc<'_> {
         let command = Rtc {
             test: self,
+            program: self.rtc.clone(),
             args: Vec::new(),
             cwd: None,
             stdin: None,
+            terminal: None,
+            redirections: None,
             env: Vec::new(),
         };
         command.args(args)
@@ -197,9 +201,12 @@ impl Test {
 /// A call of the runtime, being put together.
 pub(crate) struct Rtc<'t> {
     test: &'t Test,
+    program: PathBuf,
     args: Vec<OsString>,
     cwd: Option<PathBuf>,
     stdin: Option<Stdio>,
+    terminal: Option<OwnedFd>,
+    redirections: Option<String>,
     env: Vec<(String, String)>,
 }
 
@@ -223,6 +230,24 @@ impl Rtc<'_> {
         self
     }
 
+    /// Another program than the runtime under test: a copy of it.
+    pub(crate) fn program(mut self, program: impl Into<PathBuf>) -> Self {
+        self.program = program.into();
+        self
+    }
+
+    /// All three standard streams are this terminal, which controls a session of the runtime's own.
+    pub(crate) fn terminal(mut self, slave: OwnedFd) -> Self {
+        self.terminal = Some(slave);
+        self
+    }
+
+    /// Redirections as a shell writes them (`3</etc/group`), for descriptors the runtime inherits.
+    pub(crate) fn redirect(mut self, redirections: &str) -> Self {
+        self.redirections = Some(redirections.to_owned());
+        self
+    }
+
     /// Sets an environment variable of the runtime.
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
@@ -238,11 +263,29 @@ impl Rtc<'_> {
     pub(crate) fn spawn(self) -> Result<Running> {
         let stdout = self.test.path("stdout");
         let stderr = self.test.path("stderr");
-        let mut command = Command::new(&self.test.rtc);
-        command
-            .args(&self.args)
-            .stdin(self.stdin.unwrap_or_else(Stdio::null));
-        command.stdout(append(&stdout)?).stderr(append(&stderr)?);
+        let mut words: Vec<OsString> = Vec::new();
+        if self.terminal.is_some() {
+            words.extend(["/bin/busybox", "setsid", "-c"].map(OsString::from));
+        }
+        if let Some(redirections) = &self.redirections {
+            let script = format!("exec \"$@\" {redirections}");
+            words.extend(["/bin/busybox", "sh", "-c", &script, "sh"].map(OsString::from));
+        }
+        words.push(self.program.clone().into_os_string());
+        words.extend(self.args.iter().cloned());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+        let (out, error) = (append(&stdout)?, append(&stderr)?);
+        match self.terminal {
+            Some(slave) => command
+                .stdin(slave.try_clone()?)
+                .stdout(slave.try_clone()?)
+                .stderr(slave),
+            None => command
+                .stdin(self.stdin.unwrap_or_else(Stdio::null))
+                .stdout(out)
+                .stderr(error),
+        };
         command.current_dir(self.cwd.as_deref().unwrap_or(&self.test.directory));
         for name in [
             "NOTIFY_SOCKET",
@@ -255,7 +298,7 @@ impl Rtc<'_> {
         }
         command.envs(self.env);
         let words: Vec<_> = self.args.iter().map(|arg| arg.to_string_lossy()).collect();
-        let text = format!("{} {}", self.test.rtc.display(), words.join(" "));
+        let text = format!("{} {}", self.program.display(), words.join(" "));
         let child = command.spawn().with_context(|| text.clone())?;
         Ok(Running {
             child,

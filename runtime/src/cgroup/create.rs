@@ -10,12 +10,11 @@
 //! (On v2 a cgroup with processes can't pass controllers on, so nothing useful can be made *in* our own.)
 
 use std::cell::Cell;
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::dir::Dir;
+use super::dir::{self, Dir};
 use super::layout::{self, Layout, ROOT, UNIFIED, relative};
 use super::{Cgroup, Driver, Tree};
 use crate::sys::Errno;
@@ -105,24 +104,28 @@ impl Cgroup {
 
     fn make(&mut self) -> Result<()> {
         let v2 = self.is_v2();
-        for tree in &self.trees {
-            let made = &mut self.made;
-            let dir = if v2 {
-                make_v2(&tree.path, made)
+        let made = &mut self.made;
+        let mut failed = None;
+        self.trees.retain(|tree| {
+            let done = if v2 {
+                make_v2(tree, made)
             } else {
                 make_v1(tree, made)
             };
-            match dir.with_context(|| format!("cgroup {:?}", tree.path)) {
-                Ok(dir) => drop(tree.dir.set(dir)),
+            match done.with_context(|| format!("cgroup {:?}", tree.path)) {
+                Ok(mounted) => mounted,
                 // runc: a tree without controllers (`name=systemd`, the unified one) limits nothing; go on without.
-                Err(_) if !v2 && tree.is_named() => {}
-                Err(error) => return Err(error),
+                Err(_) if !v2 && tree.is_named() => false,
+                Err(error) => {
+                    failed.get_or_insert(error);
+                    false
+                }
             }
+        });
+        match failed {
+            Some(error) => Err(error),
+            None => self.refuse_in_use(),
         }
-        if !v2 {
-            self.trees.retain(|tree| tree.dir.get().is_some());
-        }
-        self.refuse_in_use()
     }
 
     /// A cgroup that was there before may be another container's.
@@ -167,7 +170,7 @@ fn place(path: Option<&Path>, id: &str, layout: &Layout) -> Result<Vec<Tree>> {
                     own.parent().unwrap_or(Path::new("")).join(&name)
                 }
             };
-            vec![Tree::new(UNIFIED, Path::new(ROOT).join(inner))]
+            vec![Tree::new(UNIFIED, Path::new(ROOT), &inner)]
         }
         Layout::V1(hierarchies) => hierarchies
             .iter()
@@ -175,16 +178,30 @@ fn place(path: Option<&Path>, id: &str, layout: &Layout) -> Result<Vec<Tree>> {
                 let inner = absolute
                     .clone()
                     .unwrap_or_else(|| relative(&hierarchy.own).join(&name));
-                Tree::new(&hierarchy.controllers, hierarchy.mount.join(inner))
+                Tree::new(&hierarchy.controllers, &hierarchy.mount, &inner)
             })
             .collect(),
     })
 }
 
-/// Opens a cgroup, making what is missing of its path; `each` sees every component, and whether it is the last.
-fn walk(path: &Path, made: &mut Made, mut each: impl FnMut(&Dir, bool) -> Result<()>) -> Result<Dir> {
-    let inner = path.strip_prefix(ROOT).context("no cgroup path")?;
-    let mut dir = Dir::open(Path::new(ROOT))?;
+/// Makes the last component of a tree's path. `None`: its parent is missing too.
+fn make_last(tree: &Tree, made: &mut Made) -> Result<Option<bool>> {
+    match dir::make(&tree.path) {
+        Ok(new) => {
+            if new {
+                made.dirs.push(tree.path.clone());
+            }
+            Ok(Some(new))
+        }
+        Err(error) if error.errno == Errno::ENOENT => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes what is missing of a tree's path below its mount; `each` sees every component, and whether it is the last.
+fn walk(tree: &Tree, made: &mut Made, mut each: impl FnMut(&Dir, bool) -> Result<()>) -> Result<()> {
+    let inner = tree.path.strip_prefix(&tree.mount).context("no cgroup path")?;
+    let mut dir = Dir::open(&tree.mount)?;
     let mut names = inner.iter().peekable();
     while let Some(name) = names.next() {
         let name = name.to_str().context("linux.cgroupsPath: must be UTF-8")?;
@@ -194,64 +211,44 @@ fn walk(path: &Path, made: &mut Made, mut each: impl FnMut(&Dir, bool) -> Result
         dir = dir.child(name)?;
         each(&dir, names.peek().is_none())?;
     }
-    Ok(dir)
+    Ok(())
 }
 
 /// Makes a cgroup on v2 and passes the controllers on to it, through each parent.
 ///
 /// A parent that has processes of its own can't pass memory or io on: that is told by the first limit that needs
 /// them, as not everyone sets limits.
-fn make_v2(path: &Path, made: &mut Made) -> Result<Dir> {
-    let root = Dir::open(Path::new(ROOT))?;
-    let available = root.read("cgroup.controllers")?;
-    if let Some(dir) = make_last(path, made)? {
-        // The usual case, a new cgroup beside others: its parents have passed everything on long ago.
-        if !available.trim().is_empty() && dir.read("cgroup.controllers")? == available {
-            return Ok(dir);
-        }
+fn make_v2(tree: &Tree, made: &mut Made) -> Result<bool> {
+    let available = dir::read(&tree.mount.join("cgroup.controllers"))?;
+    // The usual case, a new cgroup beside others: its parents have passed everything on long ago.
+    if make_last(tree, made)?.is_some()
+        && !available.trim().is_empty()
+        && tree.dir()?.read("cgroup.controllers")? == available
+    {
+        return Ok(true);
     }
     let enable: String = available
         .split_ascii_whitespace()
         .map(|name| format!("+{name} "))
         .collect();
-    pass_on(&root, &available, enable.trim_end());
-    walk(path, made, |dir, last| {
+    pass_on(&Dir::open(&tree.mount)?, &available, enable.trim_end());
+    walk(tree, made, |dir, last| {
         if !last {
             pass_on(dir, &available, enable.trim_end());
         }
-        if dir
-            .read("cgroup.type")
-            .is_ok_and(|kind| kind.trim() == "domain invalid")
-        {
+        let kind = dir.read("cgroup.type");
+        if kind.is_ok_and(|kind| kind.trim() == "domain invalid") {
             // Below a threaded cgroup: it can hold threads, with the controllers that know threads.
             let _ = dir.write("cgroup.type", "threaded");
         }
         Ok(())
-    })
-}
-
-/// Makes the last component of a path, where its parent is there: `None` where it is not.
-fn make_last(path: &Path, made: &mut Made) -> Result<Option<Dir>> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
-        return Ok(None);
-    };
-    let parent = match Dir::open(parent) {
-        Ok(parent) => parent,
-        Err(error) if error.errno == Errno::ENOENT => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    if parent.make(name)? {
-        made.dirs.push(path.to_owned());
-    }
-    Ok(Some(parent.child(name)?))
+    })?;
+    Ok(true)
 }
 
 fn pass_on(dir: &Dir, available: &str, enable: &str) {
-    if enable.is_empty()
-        || dir
-            .read("cgroup.subtree_control")
-            .is_ok_and(|passed| passed == available)
-    {
+    let passed = dir.read("cgroup.subtree_control");
+    if enable.is_empty() || passed.is_ok_and(|passed| passed == available) {
         return;
     }
     if dir.write("cgroup.subtree_control", enable).is_err() {
@@ -262,35 +259,48 @@ fn pass_on(dir: &Dir, available: &str, enable: &str) {
     }
 }
 
-/// Makes a cgroup in one v1 tree. A new cpuset has no cpus and takes no process: it gets its parent's.
-fn make_v1(tree: &Tree, made: &mut Made) -> Result<Dir> {
-    if tree.controllers.split(',').any(|name| name == "cpuset") {
-        let mut parent: Option<(String, String)> = None;
-        return walk(&tree.path, made, |dir, _| {
-            let (mut cpus, mut mems) = match (dir.read("cpuset.cpus"), dir.read("cpuset.mems")) {
-                (Ok(cpus), Ok(mems)) => (cpus, mems),
-                // Not in the tree yet: a mount point below /sys/fs/cgroup.
-                (Err(error), _) | (_, Err(error)) if error.errno == Errno::ENOENT => return Ok(()),
-                (Err(error), _) | (_, Err(error)) => return Err(error.into()),
-            };
-            if let Some((parent_cpus, parent_mems)) = &parent {
-                inherit(dir, "cpuset.cpus", &mut cpus, parent_cpus)?;
-                inherit(dir, "cpuset.mems", &mut mems, parent_mems)?;
-            }
-            parent = Some((cpus, mems));
-            Ok(())
-        });
+/// Makes a cgroup in one v1 tree. `false`: the tree is not mounted where this process sees it.
+fn make_v1(tree: &Tree, made: &mut Made) -> Result<bool> {
+    let last = make_last(tree, made)?;
+    if last.is_none() && !tree.mount.is_dir() {
+        return Ok(false);
     }
-    match make_last(&tree.path, made)? {
-        Some(dir) => Ok(dir),
-        None => walk(&tree.path, made, |_, _| Ok(())),
+    if tree.has("cpuset") {
+        fill_cpuset(tree, last, made)?;
+    } else if last.is_none() {
+        walk(tree, made, |_, _| Ok(()))?;
     }
+    Ok(true)
 }
 
-fn inherit(dir: &Dir, file: &str, value: &mut String, parent: &str) -> Result<()> {
-    if value.trim().is_empty() {
-        dir.write(file, parent.trim())?;
-        parent.clone_into(value);
+const CPUSET: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+
+/// A new cpuset has no cpus and no memory, and takes no process: it gets its parent's.
+fn fill_cpuset(tree: &Tree, last: Option<bool>, made: &mut Made) -> Result<()> {
+    if last == Some(true)
+        && let Some(parent) = tree.path.parent()
+    {
+        let [cpus, mems] = [
+            dir::read(&parent.join(CPUSET[0]))?,
+            dir::read(&parent.join(CPUSET[1]))?,
+        ];
+        if !cpus.trim().is_empty() && !mems.trim().is_empty() {
+            tree.dir()?.write(CPUSET[0], cpus.trim())?;
+            tree.dir()?.write(CPUSET[1], mems.trim())?;
+            return Ok(());
+        }
     }
-    Ok(())
+    let root = Dir::open(&tree.mount)?;
+    let mut from_parent = [root.read(CPUSET[0])?, root.read(CPUSET[1])?];
+    walk(tree, made, |dir, _| {
+        for (file, from_parent) in CPUSET.iter().zip(&mut from_parent) {
+            let own = dir.read(file)?;
+            if own.trim().is_empty() {
+                dir.write(file, from_parent.trim())?;
+            } else {
+                *from_parent = own;
+            }
+        }
+        Ok(())
+    })
 }

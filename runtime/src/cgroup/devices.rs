@@ -402,7 +402,16 @@ impl Cgroup {
     fn apply_exceptions(&self, rules: &[Rule]) -> Result<()> {
         let dir = self.main()?.dir()?;
         let target = Exceptions::of(rules)?;
-        let now = Exceptions::parse(&dir.read_list("devices.list")?)?;
+        // A new cgroup has what its parent has. Denying all comes first then, in any case.
+        let new = self.made.contains(dir.path());
+        let now = if new && !target.default_allow {
+            Exceptions {
+                default_allow: true,
+                ..Exceptions::default()
+            }
+        } else {
+            Exceptions::parse(&dir.read_list("devices.list")?)?
+        };
         let changes = now.transition(&target);
         // One rule for each write; each file is opened once.
         let mut open: [Option<OwnedFd>; 2] = [None, None];

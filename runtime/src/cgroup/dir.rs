@@ -7,7 +7,7 @@ use std::fmt::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -15,6 +15,9 @@ use crate::sys::{Errno, Error, Named as _, Result};
 
 /// What a value may weigh in an error text; cpu lists of large machines are longer than a line.
 const SHOWN_VALUE: usize = 80;
+
+/// The links to a directory without directories: its name, and its own `.`.
+const CHILDLESS: u64 = 2;
 
 /// A cgroup directory, open with `O_PATH`: enough for `openat`, `mkdirat` and `CLONE_INTO_CGROUP`.
 #[derive(Debug)]
@@ -87,20 +90,7 @@ impl Dir {
     }
 
     fn read_while(&self, name: &str, more: impl Fn(usize, usize) -> bool) -> Result<String> {
-        let file = self.file(name, OFlag::O_RDONLY)?;
-        let mut content = Vec::new();
-        let mut buffer = [0; 4096];
-        loop {
-            let length =
-                nix::unistd::read(&file, &mut buffer).call(|| format!("read({:?})", self.path.join(name)))?;
-            content.extend_from_slice(&buffer[..length]);
-            if !more(length, buffer.len()) {
-                break;
-            }
-        }
-        // The kernel writes ASCII here, except names of devices and the like: nothing we look for.
-        Ok(String::from_utf8(content)
-            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+        read_while(&self.file(name, OFlag::O_RDONLY)?, more, || self.path.join(name))
     }
 
     /// A file that holds one number; `max` is `u64::MAX`.
@@ -118,6 +108,10 @@ impl Dir {
 
     /// The names of the cgroups in this one.
     pub(crate) fn children(&self) -> Result<Vec<String>> {
+        let status = nix::sys::stat::fstat(&self.fd).call(|| format!("fstat({:?})", self.path))?;
+        if status.st_nlink == CHILDLESS {
+            return Ok(Vec::new());
+        }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let mut listing = nix::dir::Dir::openat(&self.fd, ".", flags, Mode::empty())
             .call(|| format!("open({:?})", self.path))?;
@@ -137,6 +131,56 @@ impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// The content of a file that is needed once, by its path; as [`Dir::read`].
+pub(crate) fn read(path: &Path) -> Result<String> {
+    let file = open_file(path, OFlag::O_RDONLY)?;
+    read_while(&file, |length, room| length == room, || path.to_owned())
+}
+
+/// Opens a file by its path.
+pub(crate) fn open_file(path: &Path, flags: OFlag) -> Result<OwnedFd> {
+    nix::fcntl::open(path, flags | OFlag::O_CLOEXEC, Mode::empty()).call(|| format!("open({path:?})"))
+}
+
+/// Makes a cgroup. `false`: it was there already.
+pub(crate) fn make(path: &Path) -> Result<bool> {
+    match nix::unistd::mkdir(path, Mode::from_bits_truncate(0o755)) {
+        Ok(()) => Ok(true),
+        Err(Errno::EEXIST) => Ok(false),
+        Err(errno) => Err(errno).call(|| format!("mkdir({path:?})")),
+    }
+}
+
+/// Removes a cgroup. One that is gone already is no error.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    match unlinkat(AT_FDCWD, path, UnlinkatFlags::RemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno).call(|| format!("rmdir({path:?})")),
+    }
+}
+
+fn read_while(
+    file: &OwnedFd,
+    more: impl Fn(usize, usize) -> bool,
+    path: impl FnOnce() -> PathBuf,
+) -> Result<String> {
+    let mut content = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let length = match nix::unistd::read(file, &mut buffer) {
+            Ok(length) => length,
+            Err(errno) => return Err(errno).call(|| format!("read({:?})", path())),
+        };
+        content.extend_from_slice(&buffer[..length]);
+        if !more(length, buffer.len()) {
+            break;
+        }
+    }
+    // The kernel writes ASCII here, except names of devices and the like: nothing we look for.
+    Ok(String::from_utf8(content)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }
 
 /// How a write is named in an error.

@@ -74,7 +74,7 @@ impl Cgroup {
         } else {
             "freezer.state"
         };
-        match tree.dir().and_then(|dir| dir.read(file)) {
+        match tree.read(file) {
             Ok(state) => Ok(state
                 .lines()
                 .any(|line| matches!(line, "frozen 1" | "FROZEN" | "FREEZING"))),

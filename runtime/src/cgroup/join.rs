@@ -42,7 +42,7 @@ impl Cgroup {
         let files = self
             .trees
             .iter()
-            .map(|tree| Ok(tree.dir()?.file("cgroup.procs", OFlag::O_WRONLY)?));
+            .map(|tree| Ok(tree.file("cgroup.procs", OFlag::O_WRONLY)?));
         Ok(JoinTarget::V1(files.collect::<Result<_>>()?))
     }
 
@@ -146,8 +146,8 @@ mod tests {
 
     fn below_of(arguments: &[&str]) -> Result<Vec<(usize, PathBuf)>> {
         let trees = [
-            Tree::new("memory", "/m".into()),
-            Tree::new("cpu,cpuacct", "/c".into()),
+            Tree::new("memory", Path::new("/m"), Path::new("x")),
+            Tree::new("cpu,cpuacct", Path::new("/c"), Path::new("x")),
         ];
         below(
             &trees,

@@ -10,14 +10,13 @@
 //! A v1 hierarchy is expected where every distribution mounts it, in a directory (or a symbolic link) named like its
 //! controllers; `/proc/self/mountinfo` is read only where that is not so.
 
-use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, FsType, TMPFS_MAGIC, statfs};
 
+use super::dir;
 use crate::sys::Named as _;
 
 /// Where cgroups are mounted, on every distribution.
@@ -65,15 +64,16 @@ impl Layout {
     fn v1() -> Result<Self> {
         let mut hierarchies = parse_proc_cgroup(&read_proc("self")?);
         hierarchies.retain(|hierarchy| hierarchy.controllers != UNIFIED || is_cgroup2(&hierarchy.mount));
-        if hierarchies
-            .iter()
-            .any(|hierarchy| !hierarchy.mount.join(relative(&hierarchy.own)).is_dir())
-        {
+        // The tree every container is in stands for all.
+        let as_expected = |hierarchy: &Hierarchy| hierarchy.mount.join(relative(&hierarchy.own)).is_dir();
+        let devices =
+            |hierarchies: &[Hierarchy]| hierarchies.iter().find(|found| found.has("devices")).cloned();
+        if !devices(&hierarchies).is_some_and(|found| as_expected(&found)) {
             let mounts =
                 fs::read("/proc/self/mountinfo").call(|| r#"read("/proc/self/mountinfo")"#.to_owned())?;
             place(&mut hierarchies, &mounts);
         }
-        if !hierarchies.iter().any(|hierarchy| hierarchy.has("devices")) {
+        if devices(&hierarchies).is_none() {
             // Without it a container could open any device: no runtime goes on here.
             bail!(
                 "cgroup v1: the devices controller is not mounted under {ROOT}: mount it, or boot with cgroup v2"
@@ -99,15 +99,14 @@ impl Hierarchy {
 pub(super) fn unified_cgroup_of(process: &str) -> Result<PathBuf> {
     let content = read_proc(process)?;
     let line = content
-        .split(|byte| *byte == b'\n')
-        .find_map(|line| line.strip_prefix(b"0::"))
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
         .with_context(|| format!("/proc/{process}/cgroup has no line for cgroup v2"))?;
-    Ok(PathBuf::from(OsStr::from_bytes(line)))
+    Ok(PathBuf::from(line))
 }
 
-fn read_proc(process: &str) -> Result<Vec<u8>> {
-    let path = format!("/proc/{process}/cgroup");
-    Ok(fs::read(&path).call(|| format!("read({path:?})"))?)
+fn read_proc(process: &str) -> Result<String> {
+    Ok(dir::read(Path::new(&format!("/proc/{process}/cgroup")))?)
 }
 
 fn kind(path: &Path) -> Result<FsType> {
@@ -136,21 +135,20 @@ pub(super) fn relative(path: &Path) -> PathBuf {
 }
 
 /// Lines `id:controllers:path`. The unified tree (`0::path`) is expected at `unified`.
-fn parse_proc_cgroup(content: &[u8]) -> Vec<Hierarchy> {
+fn parse_proc_cgroup(content: &str) -> Vec<Hierarchy> {
     content
-        .split(|byte| *byte == b'\n')
+        .lines()
         .filter_map(|line| {
-            let mut fields = line.splitn(3, |byte| *byte == b':').skip(1);
-            let controllers = String::from_utf8(fields.next()?.to_owned()).ok()?;
-            let own = PathBuf::from(OsStr::from_bytes(fields.next()?));
-            let directory = match controllers.as_str() {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (controllers, own) = (fields.next()?, fields.next()?);
+            let directory = match controllers {
                 UNIFIED => "unified",
                 name => name.strip_prefix("name=").unwrap_or(name),
             };
             Some(Hierarchy {
                 mount: Path::new(ROOT).join(directory),
-                controllers,
-                own,
+                controllers: controllers.to_owned(),
+                own: PathBuf::from(own),
             })
         })
         .collect()
@@ -214,7 +212,7 @@ mod tests {
 
     #[test]
     fn every_line_of_proc_cgroup_is_a_hierarchy() {
-        let parsed = parse_proc_cgroup(b"9:name=systemd:/a\n4:memory:/x/y:z\n3:cpu,cpuacct:/\n0::/u\n");
+        let parsed = parse_proc_cgroup("9:name=systemd:/a\n4:memory:/x/y:z\n3:cpu,cpuacct:/\n0::/u\n");
         assert_eq!(
             parsed,
             [

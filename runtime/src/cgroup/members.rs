@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::dir::Dir;
+use super::dir::{self, Dir};
 use super::watch::Watched;
 use super::{Cgroup, Driver};
 use crate::sys::{Errno, Named as _};
@@ -162,6 +162,12 @@ fn collect(dir: &Dir, found: &mut Vec<Pid>, depth: usize) -> Result<()> {
 
 /// Removes a cgroup and those below it, trying again while processes leave.
 fn remove_tree(path: &Path, deadline: Instant) -> Result<()> {
+    // A cgroup without processes that the container made no cgroups in takes one call.
+    match dir::remove(path) {
+        Ok(()) => return Ok(()),
+        Err(error) if matches!(error.errno, Errno::EBUSY | Errno::ENOTEMPTY) => {}
+        Err(error) => return Err(error.into()),
+    }
     let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
         bail!("no cgroup path");
     };
@@ -171,7 +177,6 @@ fn remove_tree(path: &Path, deadline: Instant) -> Result<()> {
     };
     let mut pause = Duration::from_micros(100);
     loop {
-        // A cgroup that the container made no cgroups in takes one call.
         let error = match remove_below(&parent, name, 0) {
             Ok(()) => return Ok(()),
             Err(error) => error,

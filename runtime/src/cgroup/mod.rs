@@ -32,9 +32,11 @@ mod systemd;
 mod watch;
 
 use std::cell::OnceCell;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use create::Made;
@@ -77,15 +79,19 @@ struct Tree {
     /// As in `/proc/<pid>/cgroup`; empty on v2 and for the unified tree of a hybrid machine.
     controllers: String,
     path: PathBuf,
+    /// Where the tree is mounted; known at creation.
+    #[serde(skip)]
+    mount: PathBuf,
     #[serde(skip)]
     dir: OnceCell<Dir>,
 }
 
 impl Tree {
-    fn new(controllers: &str, path: PathBuf) -> Self {
+    fn new(controllers: &str, mount: &Path, inner: &Path) -> Self {
         Self {
             controllers: controllers.to_owned(),
-            path,
+            path: mount.join(inner),
+            mount: mount.to_owned(),
             dir: OnceCell::new(),
         }
     }
@@ -97,6 +103,22 @@ impl Tree {
         }
         let dir = Dir::open(&self.path)?;
         Ok(self.dir.get_or_init(|| dir))
+    }
+
+    /// Opens one of its files: by the directory where it is open, else by the path.
+    fn file(&self, name: &str, flags: OFlag) -> sys::Result<OwnedFd> {
+        match self.dir.get() {
+            Some(dir) => dir.file(name, flags),
+            None => dir::open_file(&self.path.join(name), flags),
+        }
+    }
+
+    /// The content of one of its files, read in one piece.
+    fn read(&self, name: &str) -> sys::Result<String> {
+        match self.dir.get() {
+            Some(dir) => dir.read(name),
+            None => dir::read(&self.path.join(name)),
+        }
     }
 
     fn has(&self, controller: &str) -> bool {

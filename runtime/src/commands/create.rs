@@ -68,8 +68,8 @@ pub(super) enum Attachment {
 
 fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
     let bundle = parsed.path("bundle").unwrap_or_else(|| PathBuf::from("."));
-    let options = options(global, parsed, super::id(parsed)?, &bundle, Attachment::Detached)?;
-    container::create(&global.state_root(), &options)?;
+    let mut options = options(global, parsed, super::id(parsed)?, &bundle, Attachment::Detached)?;
+    container::create(&global.state_root(), &mut options)?;
     // The process ends here: to free a thousand strings of the configuration one by one is 20 us for nothing.
     std::mem::forget(options);
     Ok(0)
@@ -83,7 +83,7 @@ pub(super) fn options(
     bundle: &Path,
     attachment: Attachment,
 ) -> Result<CreateOptions> {
-    let preserve_fds = preserve_fds(parsed)?;
+    let preserved = preserved(parsed)?;
     let bundle = Bundle::load(bundle)?;
     let terminal = bundle
         .spec
@@ -101,24 +101,31 @@ pub(super) fn options(
         pid_file: parsed.path("pid-file"),
         no_pivot: parsed.is_on("no-pivot"),
         no_new_keyring: parsed.is_on("no-new-keyring"),
-        preserve_fds,
+        preserve_fds: preserved.count,
+        listen_fds: preserved.activated,
         systemd_cgroup: global.systemd_cgroup,
     })
 }
 
-/// How many descriptors from 3 on the process keeps: those of socket activation (`$LISTEN_FDS`, sd_listen_fds(3)) and
-/// `--preserve-fds`. Each must be there.
-pub(super) fn preserve_fds(parsed: &Parsed) -> Result<u32> {
+/// Descriptors from 3 on that the process keeps.
+pub(super) struct Preserved {
+    /// All of them.
+    pub(super) count: u32,
+    /// The first ones: sockets that a service manager activated us with.
+    pub(super) activated: u32,
+}
+
+/// `--preserve-fds`, after the sockets of `$LISTEN_FDS` where those are meant for us (sd_listen_fds(3)). Each must be there.
+pub(super) fn preserved(parsed: &Parsed) -> Result<Preserved> {
     let more = parsed.number("preserve-fds")?.unwrap_or(0);
-    let activated = std::env::var("LISTEN_FDS")
-        .ok()
-        .and_then(|count| count.parse::<u32>().ok())
-        .unwrap_or(0);
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+    let ours = number("LISTEN_PID") == Some(std::process::id());
+    let activated = number("LISTEN_FDS").filter(|_| ours).unwrap_or(0);
     let count = activated.saturating_add(more);
     if let Some(missing) = (3..count.saturating_add(3)).find(|fd| !is_inherited(fd.cast_signed())) {
         bail!("--preserve-fds: {more} (and {activated} of $LISTEN_FDS): descriptor {missing} is not open");
     }
-    Ok(count)
+    Ok(Preserved { count, activated })
 }
 
 /// A terminal needs someone who holds it: a socket's owner, or rtc itself in the foreground.

@@ -84,7 +84,7 @@ fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
         pidfd_socket: parsed.path("pidfd-socket"),
         pid_file: parsed.path("pid-file"),
         detach,
-        preserve_fds: create::preserve_fds(parsed)?,
+        preserve_fds: create::preserved(parsed)?.count,
         cgroup: parsed.texts("cgroup")?,
         ignore_paused: parsed.is_on("ignore-paused"),
     };

@@ -42,13 +42,13 @@ fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
     } else {
         Attachment::Foreground
     };
-    let options = create::options(global, parsed, id, &bundle, attachment)?;
+    let mut options = create::options(global, parsed, id, &bundle, attachment)?;
     let run = RunOptions {
         detach,
         keep: parsed.is_on("keep"),
         no_subreaper: parsed.is_on("no-subreaper"),
     };
-    container::run(&global.state_root(), &options, run)
+    container::run(&global.state_root(), &mut options, run)
 }
 
 fn id_and_bundle(parsed: &Parsed) -> Result<(ContainerId, PathBuf)> {

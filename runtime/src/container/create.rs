@@ -17,7 +17,7 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -26,18 +26,19 @@ use oci_spec::runtime::{Linux, Process};
 use crate::bundle::Bundle;
 use crate::cgroup::{Cgroup, Driver, JoinTarget, Layout};
 use crate::container::cgroup_view::cgroup_view;
+use crate::container::handover::{send_listener, send_master, send_pidfd, write_pid_file};
 use crate::container::id::ContainerId;
+use crate::container::notify::{self, Notify};
 use crate::container::state::{Locked, Record, StateRoot, process_stat};
 use crate::namespace::{IdMaps, Namespaces};
 use crate::process::channel::{Channel, Message};
 use crate::process::gate::Gate;
 use crate::process::identity::Identity;
-use crate::process::init::{HookState, Init, Root, runs_in_runtime};
+use crate::process::init::{Init, Root, runs_in_runtime};
 use crate::process::label::set_oom_score;
 use crate::process::payload::Payload;
 use crate::process::program::Program;
 use crate::process::spawn::{Birth, Spawned, spawn};
-use crate::process::terminal::DescriptorSocket;
 use crate::procfs::Procfs;
 use crate::sys::clone::{CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, Child};
 use crate::sys::tty;
@@ -65,6 +66,8 @@ pub struct CreateOptions {
     pub no_new_keyring: bool,
     /// Descriptors from 3 on that init keeps.
     pub preserve_fds: u32,
+    /// How many of them are sockets of socket activation (sd_listen_fds(3)), which init is told of.
+    pub listen_fds: u32,
     /// Let systemd make the cgroup.
     pub systemd_cgroup: bool,
 }
@@ -74,7 +77,7 @@ pub struct CreateOptions {
 /// # Errors
 ///
 /// Nothing is left behind.
-pub fn create(root: &StateRoot, options: &CreateOptions) -> Result<()> {
+pub fn create(root: &StateRoot, options: &mut CreateOptions) -> Result<()> {
     let terminal = terminal_of(options.bundle.spec.process().as_ref());
     match (&options.console_socket, terminal) {
         (None, Some(_)) => bail!("cannot allocate tty if rtc will detach without setting console socket"),
@@ -82,7 +85,7 @@ pub fn create(root: &StateRoot, options: &CreateOptions) -> Result<()> {
         _ => {}
     }
     let mut unfinished = Unfinished::begin(root, options, true)?;
-    match unfinished.finish(options) {
+    match unfinished.finish() {
         Ok(_) => Ok(()),
         Err(error) => Err(unfinished.undo(error)),
     }
@@ -104,13 +107,14 @@ pub(super) fn terminal_of(process: Option<&Process>) -> Option<Option<tty::Size>
 /// A container that is being made, and what there is of it to undo.
 #[derive(Debug)]
 pub(super) struct Unfinished<'a> {
-    bundle: &'a Bundle,
+    options: &'a CreateOptions,
     directory: Option<Locked>,
     /// Until there is a record, which holds it then.
     cgroup: Option<Cgroup>,
     record: Option<Record>,
     spawned: Option<Spawned>,
-    hook_state: HookState,
+    notify: Option<Notify>,
+    hook_state: hooks::State,
 }
 
 /// What the child handed over on its way.
@@ -118,22 +122,34 @@ pub(super) struct Unfinished<'a> {
 pub(super) struct HandedOver {
     /// The master of its terminal, where no console socket took it.
     pub(super) master: Option<OwnedFd>,
+    /// Where its program reports that it is ready, where a service manager waits for that.
+    pub(super) notify: Option<Notify>,
 }
 
 impl<'a> Unfinished<'a> {
-    /// Steps 1 to 4.
-    pub(super) fn begin(root: &StateRoot, options: &'a CreateOptions, gated: bool) -> Result<Self> {
-        let bundle = &options.bundle;
+    /// Steps 1 to 6.
+    pub(super) fn begin(root: &StateRoot, options: &'a mut CreateOptions, gated: bool) -> Result<Self> {
         let directory = root.claim(&options.id)?;
+        let prepared = notify::prepare(&directory, &mut options.bundle.spec);
+        // `start` binds the socket of a container that waits for it.
+        let notify = prepared.and_then(|()| if gated { Ok(None) } else { Notify::bind(&directory) });
+        let options: &'a CreateOptions = options;
+        let Bundle { dir, spec, .. } = &options.bundle;
+        let annotations = spec.annotations().iter().flatten();
         let mut unfinished = Self {
-            bundle,
+            options,
             directory: Some(directory),
             cgroup: None,
             record: None,
             spawned: None,
-            hook_state: hook_state(&options.id, bundle),
+            notify: None,
+            hook_state: hooks::State::new(options.id.as_str(), spec.version(), dir, annotations),
         };
-        match unfinished.start_child(options, gated) {
+        let started = notify.and_then(|notify| {
+            unfinished.notify = notify;
+            unfinished.start_child(gated)
+        });
+        match started {
             Ok(()) => Ok(unfinished),
             Err(error) => Err(unfinished.undo(error)),
         }
@@ -143,8 +159,9 @@ impl<'a> Unfinished<'a> {
         self.directory.as_ref().context("the state directory")
     }
 
-    fn start_child(&mut self, options: &CreateOptions, gated: bool) -> Result<()> {
-        let Bundle { spec, raw, .. } = self.bundle;
+    fn start_child(&mut self, gated: bool) -> Result<()> {
+        let options = self.options;
+        let Bundle { spec, raw, .. } = &options.bundle;
         self.directory()?.save_config(raw)?;
         let default = Linux::default();
         let linux = spec.linux().as_ref().unwrap_or(&default);
@@ -171,7 +188,7 @@ impl<'a> Unfinished<'a> {
             cgroups: cgroup_view(&layout, cgroup),
             no_pivot: options.no_pivot,
         };
-        let root = plan_root(self.bundle, &namespaces, &context)?;
+        let root = plan_root(&options.bundle, &namespaces, &context)?;
         let join = match driver {
             Driver::Cgroupfs => {
                 set_limits(cgroup, linux)?;
@@ -183,16 +200,17 @@ impl<'a> Unfinished<'a> {
             JoinTarget::V2(directory) => (Some(directory.as_fd()), &[][..]),
             JoinTarget::V1(procs) => (None, procs.as_slice()),
         };
+        let wait_for_parent = namespaces.has(CLONE_NEWUSER) || driver == Driver::Systemd;
         let init = Init {
             spec,
             namespaces: &namespaces,
             root,
             payload,
-            wait_for_parent: namespaces.makes(CLONE_NEWUSER) || driver == Driver::Systemd,
+            wait_for_parent,
             gate: gated
                 .then(|| Gate::create(self.directory.as_ref().context("the state directory")?))
                 .transpose()?,
-            hook_state: hook_state(&options.id, self.bundle),
+            hook_state: &self.hook_state,
         };
         let birth = Birth {
             namespaces: &namespaces,
@@ -202,15 +220,15 @@ impl<'a> Unfinished<'a> {
             preserve_fds: options.preserve_fds,
         };
         self.spawned = Some(spawn(&birth, |channel| init.run(channel))?);
-        self.record(options, gated, namespaces.makes(CLONE_NEWPID))?;
+        self.record(gated, namespaces.makes(CLONE_NEWPID))?;
         self.release(linux, &namespaces, driver)
     }
 
     /// Step 5.
-    fn record(&mut self, options: &CreateOptions, gated: bool, owns_pids: bool) -> Result<()> {
+    fn record(&mut self, gated: bool, owns_pids: bool) -> Result<()> {
         let Bundle {
             dir, rootfs, spec, ..
-        } = self.bundle;
+        } = &self.options.bundle;
         let pid = self.child()?.pid;
         let (_, start_time) = process_stat(pid)?;
         let annotations = spec.annotations().iter().flatten();
@@ -232,7 +250,7 @@ impl<'a> Unfinished<'a> {
         };
         self.directory()?.save(&record)?;
         self.record = Some(record);
-        if let Some(path) = &options.pidfd_socket {
+        if let Some(path) = &self.options.pidfd_socket {
             send_pidfd(path, self.child()?)?;
         }
         Ok(())
@@ -243,12 +261,12 @@ impl<'a> Unfinished<'a> {
         let Some(Spawned { child, channel }) = &self.spawned else {
             bail!("no child")
         };
-        let makes_user_namespace = namespaces.makes(CLONE_NEWUSER);
-        if makes_user_namespace {
+        if namespaces.makes(CLONE_NEWUSER) {
             IdMaps::new(linux).write(child.pid)?;
         }
         if namespaces.has(CLONE_NEWUSER)
             && let Some(score) = self
+                .options
                 .bundle
                 .spec
                 .process()
@@ -260,10 +278,14 @@ impl<'a> Unfinished<'a> {
         if driver == Driver::Systemd {
             let cgroup = &self.record.as_ref().context("the record")?.cgroup;
             let resources = linux.resources().clone().unwrap_or_default();
-            cgroup.attach(child.pid, &resources, self.bundle.spec.annotations().as_ref())?;
+            cgroup.attach(
+                child.pid,
+                &resources,
+                self.options.bundle.spec.annotations().as_ref(),
+            )?;
             set_limits(cgroup, linux)?;
         }
-        if makes_user_namespace || driver == Driver::Systemd {
+        if namespaces.has(CLONE_NEWUSER) || driver == Driver::Systemd {
             channel.go()
         } else {
             Ok(())
@@ -278,9 +300,10 @@ impl<'a> Unfinished<'a> {
     }
 
     /// Steps 7 and 8.
-    pub(super) fn finish(&mut self, options: &CreateOptions) -> Result<HandedOver> {
-        let handed_over = self.serve(options)?;
-        if let Some(path) = &options.pid_file {
+    pub(super) fn finish(&mut self) -> Result<HandedOver> {
+        let mut handed_over = self.serve()?;
+        handed_over.notify = self.notify.take();
+        if let Some(path) = &self.options.pid_file {
             write_pid_file(path, self.child()?.pid.as_raw())?;
         }
         if self.record.as_ref().is_some_and(|record| record.gated) {
@@ -302,7 +325,7 @@ impl<'a> Unfinished<'a> {
     }
 
     /// Does what the child asks for, until it is ready.
-    fn serve(&self, options: &CreateOptions) -> Result<HandedOver> {
+    fn serve(&self) -> Result<HandedOver> {
         let Some(Spawned { child, channel }) = &self.spawned else {
             bail!("no child")
         };
@@ -316,7 +339,7 @@ impl<'a> Unfinished<'a> {
                     self.run_hooks_in_runtime(child)?;
                     channel.go()?;
                 }
-                Some(Message::Terminal(master)) => match &options.console_socket {
+                Some(Message::Terminal(master)) => match &self.options.console_socket {
                     Some(path) => send_master(path, &master)?,
                     None => handed_over.master = Some(master),
                 },
@@ -332,7 +355,7 @@ impl<'a> Unfinished<'a> {
     }
 
     fn run_hooks_in_runtime(&self, child: &Child) -> Result<()> {
-        let Some(hooks) = self.bundle.spec.hooks() else {
+        let Some(hooks) = self.options.bundle.spec.hooks() else {
             return Ok(());
         };
         if !runs_in_runtime(hooks) {
@@ -346,7 +369,7 @@ impl<'a> Unfinished<'a> {
 
     fn send_listener(&self, listener: &OwnedFd, child: &Child, channel: &Channel) -> Result<()> {
         send_listener(
-            &self.bundle.spec,
+            &self.options.bundle.spec,
             listener,
             child,
             &self.hook_state.json("creating", child.pid.as_raw()),
@@ -423,181 +446,18 @@ fn payload(process: &Process, linux: &Linux, options: &CreateOptions) -> Result<
     let keyring = (!options.no_new_keyring)
         .then(|| CString::new(format!("_ses.{}", options.id)).context("the name of the keyring"))
         .transpose()?;
+    let mut program = Program::new(process)?;
+    if options.listen_fds > 0 {
+        program.set_variable("LISTEN_FDS", &options.listen_fds.to_string())?;
+        // Init is process 1 of its namespace; where it has none, it would take the sockets for another's.
+        program.set_variable("LISTEN_PID", "1")?;
+    }
     Ok(Payload {
         identity: Identity::new(process, linux)?,
-        program: Program::new(process)?,
+        program,
         filter,
         keyring,
         terminal: terminal_of(Some(process)),
         preserve_fds: options.preserve_fds,
     })
-}
-
-/// The state of runtime-spec, open between its status and pid.
-pub(super) fn hook_state(id: &ContainerId, bundle: &Bundle) -> HookState {
-    state_text(
-        id,
-        bundle.spec.version(),
-        &bundle.dir,
-        bundle.spec.annotations().iter().flatten(),
-    )
-}
-
-/// As [`hook_state`], from its parts.
-pub(super) fn state_text<'a>(
-    id: &ContainerId,
-    version: &str,
-    bundle: &Path,
-    annotations: impl Iterator<Item = (&'a String, &'a String)>,
-) -> HookState {
-    let quoted = |text: &str| serde_json::Value::from(text).to_string();
-    let annotations: std::collections::BTreeMap<_, _> = annotations.collect();
-    let annotations = if annotations.is_empty() {
-        String::new()
-    } else {
-        format!(",\"annotations\":{}", serde_json::json!(annotations))
-    };
-    HookState {
-        before: format!(
-            "{{\"ociVersion\":{},\"id\":{},",
-            quoted(version),
-            quoted(id.as_str())
-        ),
-        after: format!("\"bundle\":{}{annotations}}}", quoted(&bundle.to_string_lossy())),
-    }
-}
-
-/// Sends the master of a terminal, named as runc names it.
-pub(super) fn send_master(path: &Path, master: &OwnedFd) -> Result<()> {
-    DescriptorSocket::connect(path)
-        .and_then(|socket| socket.send(b"/dev/ptmx", master))
-        .with_context(|| format!("send the terminal to the console socket {}", path.display()))
-}
-
-/// Sends a pidfd of the container's process.
-pub(super) fn send_pidfd(path: &Path, child: &Child) -> Result<()> {
-    DescriptorSocket::connect(path)
-        .and_then(|socket| socket.send(b"pidfd", &child.pidfd))
-        .with_context(|| format!("send the pidfd to the socket {}", path.display()))
-}
-
-/// Hands the listener of a seccomp filter to the agent (runtime-spec, "The Container Process State").
-pub(super) fn send_listener(
-    spec: &oci_spec::runtime::Spec,
-    listener: &OwnedFd,
-    child: &Child,
-    state: &str,
-) -> Result<()> {
-    let seccomp = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.seccomp().as_ref())
-        .context("linux.seccomp")?;
-    let path = seccomp
-        .listener_path()
-        .as_deref()
-        .context("linux.seccomp.listenerPath: missing")?;
-    let message = serde_json::json!({
-        "ociVersion": spec.version(),
-        "fds": ["seccompFd"],
-        "pid": child.pid.as_raw(),
-        "metadata": seccomp.listener_metadata().as_deref().unwrap_or_default(),
-        "state": serde_json::from_str::<serde_json::Value>(state).context("the container's state")?,
-    });
-    DescriptorSocket::connect(path)
-        .and_then(|socket| socket.send(message.to_string().as_bytes(), listener))
-        .with_context(|| {
-            format!(
-                "failed to connect with seccomp agent: linux.seccomp.listenerPath {}",
-                path.display()
-            )
-        })
-}
-
-/// Writes the pid without a newline, whole or not at all. Never through a link that somebody put at its place.
-pub(super) fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
-    PidFile::prepare(path)?.write(pid)
-}
-
-/// A pid file whose place was made sure of before there is a pid.
-#[derive(Debug)]
-pub(super) struct PidFile {
-    directory: OwnedFd,
-    name: std::ffi::OsString,
-    temporary: std::ffi::OsString,
-    file: std::fs::File,
-    path: PathBuf,
-    written: bool,
-}
-
-impl PidFile {
-    /// Makes an empty file beside the one that is asked for.
-    pub(super) fn prepare(path: &Path) -> Result<Self> {
-        use nix::fcntl::{OFlag, open, openat};
-        use nix::sys::stat::Mode;
-        use sys::Named;
-        let context = || format!("--pid-file {}", path.display());
-        let name = path
-            .file_name()
-            .ok_or_else(|| anyhow!("not a file name"))
-            .with_context(context)?
-            .to_owned();
-        let parent = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let directory = open(parent, flags, Mode::empty())
-            .call(|| format!("open({parent:?})"))
-            .with_context(context)?;
-        let mut temporary = std::ffi::OsString::from(".");
-        temporary.push(&name);
-        temporary.push(format!(".{}", std::process::id()));
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-        let file = openat(
-            &directory,
-            temporary.as_os_str(),
-            flags,
-            Mode::from_bits_truncate(0o644),
-        )
-        .call(|| format!("openat({temporary:?})"))
-        .with_context(context)?;
-        Ok(Self {
-            directory,
-            name,
-            temporary,
-            file: file.into(),
-            path: path.to_owned(),
-            written: false,
-        })
-    }
-
-    /// Fills it and puts it in its place.
-    pub(super) fn write(mut self, pid: i32) -> Result<()> {
-        use std::io::Write;
-        use sys::Named;
-        let context = || format!("--pid-file {}", self.path.display());
-        self.file
-            .write_all(pid.to_string().as_bytes())
-            .with_context(context)?;
-        nix::fcntl::renameat(
-            &self.directory,
-            self.temporary.as_os_str(),
-            &self.directory,
-            self.name.as_os_str(),
-        )
-        .call(|| "renameat".into())
-        .with_context(context)?;
-        self.written = true;
-        Ok(())
-    }
-}
-
-impl Drop for PidFile {
-    fn drop(&mut self) {
-        if !self.written {
-            let flag = nix::unistd::UnlinkatFlags::NoRemoveDir;
-            let _ = nix::unistd::unlinkat(&self.directory, self.temporary.as_os_str(), flag);
-        }
-    }
 }

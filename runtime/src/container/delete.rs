@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::container::create::{CGROUP_DEADLINE, state_text};
+use crate::container::create::CGROUP_DEADLINE;
 use crate::container::id::ContainerId;
 use crate::container::state::{Locked, NotFound, Operation, Record, StateRoot, Status};
 use crate::{bundle, hooks, log};
@@ -57,12 +57,7 @@ fn run_poststop_hooks(directory: &Locked, record: &Record) {
     let Some(poststop) = spec.hooks().as_ref().and_then(|hooks| hooks.poststop().as_ref()) else {
         return;
     };
-    let state = state_text(
-        directory.id(),
-        &record.oci_version,
-        &record.bundle,
-        record.annotations.iter(),
-    );
+    let state = record.hook_state(directory.id());
     for hook in poststop {
         if let Err(error) = hooks::run(
             "poststop",

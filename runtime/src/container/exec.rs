@@ -11,10 +11,9 @@ use oci_spec::runtime::{Linux, Process, Spec};
 
 use crate::bundle;
 use crate::cgroup::JoinTarget;
-use crate::container::create::{
-    send_listener, send_master, send_pidfd, state_text, terminal_of, write_pid_file,
-};
+use crate::container::create::terminal_of;
 use crate::container::exec_process::ExecProcess;
+use crate::container::handover::{send_listener, send_master, send_pidfd, write_pid_file};
 use crate::container::id::ContainerId;
 use crate::container::state::{Directory, Operation, Record, StateRoot};
 use crate::namespace::{self, Namespaces};
@@ -86,8 +85,11 @@ pub fn exec(root: &StateRoot, id: &ContainerId, mut options: ExecOptions) -> Res
         }
     };
     let Some(signals) = signals else { return Ok(0) };
-    Ok(foreground::wait(&spawned.child, &signals, master)?.status())
+    Ok(foreground::wait(&spawned.child, &signals, master, NOTHING)?.status())
 }
+
+/// An exec reports to no service manager.
+const NOTHING: foreground::Watched<'static, fn() -> bool> = None;
 
 fn check_terminal(process: &Process, options: &ExecOptions) -> Result<()> {
     let terminal = process.terminal().unwrap_or(false);
@@ -196,15 +198,13 @@ impl Container<'_> {
                     None => relayed = Some(master),
                 },
                 Some(Message::SeccompListener(listener)) => {
-                    let Record {
-                        oci_version,
-                        bundle,
-                        annotations,
-                        pid,
-                        ..
-                    } = self.record;
-                    let state = state_text(self.directory.id(), oci_version, bundle, annotations.iter());
-                    send_listener(self.spec, &listener, child, &state.json("running", *pid))?;
+                    let state = self.record.hook_state(self.directory.id());
+                    send_listener(
+                        self.spec,
+                        &listener,
+                        child,
+                        &state.json("running", self.record.pid),
+                    )?;
                     channel.go()?;
                 }
                 Some(other) => bail!("an unexpected message from the process: {other:?}"),

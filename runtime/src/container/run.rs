@@ -1,8 +1,10 @@
 //! `run`: create and start in one, and in the foreground wait for the end and delete.
 
+use std::os::fd::AsFd;
+
 use anyhow::{Result, anyhow, bail};
 
-use crate::container::create::{CreateOptions, Unfinished, terminal_of};
+use crate::container::create::{CreateOptions, HandedOver, Unfinished, terminal_of};
 use crate::container::delete::remove_killed;
 use crate::container::start::run_poststart_hooks;
 use crate::container::state::{NotFound, StateRoot};
@@ -28,14 +30,14 @@ pub struct RunOptions {
 /// # Errors
 ///
 /// As [`super::create`]; nothing is left behind.
-pub fn run(root: &StateRoot, options: &CreateOptions, run: RunOptions) -> Result<i32> {
+pub fn run(root: &StateRoot, options: &mut CreateOptions, run: RunOptions) -> Result<i32> {
     check_terminal(options, run)?;
     let signals = (!run.detach).then(Signals::block).transpose()?;
     if !run.detach && !run.no_subreaper {
         process::set_child_subreaper()?;
     }
     let mut unfinished = Unfinished::begin(root, options, false)?;
-    let started = unfinished.finish(options);
+    let started = unfinished.finish();
     let started = started.and_then(|handed_over| unfinished.wait_for_program().map(|()| handed_over));
     let handed_over = match started {
         Ok(handed_over) => handed_over,
@@ -45,8 +47,18 @@ pub fn run(root: &StateRoot, options: &CreateOptions, run: RunOptions) -> Result
     // Others may look at it, exec into it and delete it while it runs.
     let id = directory.id().clone();
     run_poststart_hooks(directory, &record)?;
-    let Some(signals) = signals else { return Ok(0) };
-    let exit = foreground::wait(&child, &signals, handed_over.master)?;
+    let Some(signals) = signals else {
+        if let Some(notify) = handed_over.notify {
+            notify.wait(&child.pidfd, record.pid)?;
+        }
+        return Ok(0);
+    };
+    let HandedOver { master, notify } = handed_over;
+    let main_pid = std::process::id().cast_signed();
+    let reported = notify
+        .as_ref()
+        .map(|notify| (notify.as_fd(), || notify.turn(main_pid)));
+    let exit = foreground::wait(&child, &signals, master, reported)?;
     if !run.keep {
         match root.lock(&id) {
             // Somebody else has deleted it.

@@ -27,6 +27,8 @@ use serde::{Deserialize, Serialize};
 use crate::bundle;
 use crate::cgroup::Cgroup;
 use crate::container::id::ContainerId;
+use crate::container::notify;
+use crate::hooks;
 use crate::process::gate::{self, Waiting};
 use crate::sys::Named;
 
@@ -64,6 +66,19 @@ pub struct Record {
     pub has_hooks: bool,
     /// Whether init is pid 1 of a namespace of its own, so that all its processes end with it.
     pub owns_pids: bool,
+}
+
+impl Record {
+    /// What hooks and seccomp agents are told.
+    #[must_use]
+    pub fn hook_state(&self, id: &ContainerId) -> hooks::State {
+        hooks::State::new(
+            id.as_str(),
+            &self.oci_version,
+            &self.bundle,
+            self.annotations.iter(),
+        )
+    }
 }
 
 /// Life of a container, as runtime-spec names it, and runc's `paused`.
@@ -454,6 +469,13 @@ impl Locked {
     ///
     /// A file can't be removed.
     pub fn remove(self) -> Result<()> {
+        match fs::remove_dir_all(self.path.join(notify::DIRECTORY)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error)
+                    .with_context(|| format!("remove {}", self.path.join(notify::DIRECTORY).display()));
+            }
+            _ => {}
+        }
         let mut listing =
             nix::dir::Dir::openat(&self, ".", OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
                 .call(|| format!("opendir({:?})", self.path))?;
@@ -528,7 +550,7 @@ mod tests {
         let id: ContainerId = "a".parse().unwrap();
         let first = root.claim(&id).unwrap();
         assert!(format!("{:#}", root.claim(&id).unwrap_err()).contains("already exists"));
-        assert_eq!(root.ids().unwrap(), [id.clone()]);
+        assert_eq!(root.ids().unwrap(), std::slice::from_ref(&id));
         first.save_config(b"{}").unwrap();
         first.remove().unwrap();
         assert!(root.open(&id).unwrap_err().is::<NotFound>());

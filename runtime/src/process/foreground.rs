@@ -34,18 +34,32 @@ impl Signals {
     }
 }
 
+/// A descriptor to watch beside, and what to do when it is readable: `true` once there is nothing more to watch for.
+pub type Watched<'a, F> = Option<(BorrowedFd<'a>, F)>;
+
 /// Waits until the process ends, forwarding every signal to it and relaying its terminal where it has one.
 ///
 /// # Errors
 ///
 /// As poll(2); never because of what the container or the terminal does.
-pub fn wait(child: &Child, signals: &Signals, master: Option<OwnedFd>) -> Result<Exit> {
+pub fn wait<F: FnMut() -> bool>(
+    child: &Child,
+    signals: &Signals,
+    master: Option<OwnedFd>,
+    mut watched: Watched<'_, F>,
+) -> Result<Exit> {
     let mut relay = master.map(Relay::new).transpose()?;
     loop {
         let mut waiting = vec![
             PollFd::new(child.pidfd.as_fd(), PollFlags::POLLIN),
             PollFd::new(signals.0.as_fd(), PollFlags::POLLIN),
         ];
+        let beside = usize::from(watched.is_some());
+        waiting.extend(
+            watched
+                .as_ref()
+                .map(|(fd, _)| PollFd::new(*fd, PollFlags::POLLIN)),
+        );
         if let Some(relay) = &relay {
             relay.poll_for(&mut waiting);
         }
@@ -55,12 +69,16 @@ pub fn wait(child: &Child, signals: &Signals, master: Option<OwnedFd>) -> Result
         };
         let ended = waiting[0].any().unwrap_or(false);
         let signalled = waiting[1].any().unwrap_or(false);
-        let ready: Vec<PollFlags> = waiting[2..]
+        let reported = beside == 1 && waiting[2].any().unwrap_or(false);
+        let ready: Vec<PollFlags> = waiting[2 + beside..]
             .iter()
             .map(|fd| fd.revents().unwrap_or(PollFlags::empty()))
             .collect();
         if let Some(relay) = &mut relay {
             relay.turn(&ready);
+        }
+        if reported && watched.as_mut().is_some_and(|(_, turn)| turn()) {
+            watched = None;
         }
         if signalled {
             forward(signals, child, relay.as_ref());

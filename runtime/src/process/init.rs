@@ -39,7 +39,7 @@ pub struct Init<'a> {
     /// Where it waits for `start`; `run` has none.
     pub gate: Option<Gate>,
     /// The state that hooks are told, by status and pid.
-    pub hook_state: HookState,
+    pub hook_state: &'a hooks::State,
 }
 
 /// The container's root.
@@ -81,27 +81,6 @@ impl Root<'_> {
             Self::Mounted(plan) => plan.seal(),
             Self::Directory(_) => Ok(()),
         }
-    }
-}
-
-/// The state as hooks read it, but for what changes between them.
-#[derive(Debug)]
-pub struct HookState {
-    /// Up to the status.
-    pub before: String,
-    /// From behind the pid.
-    pub after: String,
-}
-
-impl HookState {
-    /// The JSON of runtime-spec's state.
-    #[must_use]
-    pub fn json(&self, status: &str, pid: i32) -> String {
-        let Self { before, after } = self;
-        if pid == 0 {
-            return format!("{before}\"status\":\"{status}\",{after}");
-        }
-        format!("{before}\"status\":\"{status}\",\"pid\":{pid},{after}")
     }
 }
 

@@ -269,7 +269,10 @@ test!(
             }
         }
         container.verb("delete", &["--force"])?.ok()?;
-        ensure!(!process::is_alive(pid.parse()?));
+        let pid = pid.parse()?;
+        until("the process to die", || {
+            Ok((!process::is_alive(pid)).then_some(()))
+        })?;
         ensure!(container.cgroup.directories()?.is_empty());
         Ok(())
     }
@@ -304,7 +307,9 @@ test!(
         container.wait("stopped")?;
         ensure!(process::is_alive(child));
         container.verb("delete", &["--force"])?.ok()?;
-        ensure!(!process::is_alive(child), "{}", process::describe(child));
+        until("the child to die", || {
+            Ok((!process::is_alive(child)).then_some(()))
+        })?;
         Ok(())
     }
 );

@@ -161,11 +161,7 @@ test!(
         let container = t.bundle().sleeper().start()?;
         let pid = container.pid()?;
         container.verb("delete", &["--force"])?.ok()?;
-        ensure!(
-            !process::is_alive(pid),
-            "init outlives the container: {}",
-            process::describe(pid)
-        );
+        until("init to be gone", || Ok((!process::is_alive(pid)).then_some(())))?;
         container.verb("state", &[])?.fails_with(&["does not exist"])?;
         Ok(())
     }

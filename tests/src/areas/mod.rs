@@ -1,11 +1,18 @@
 //! The tests, one file per area.
 
+mod bad_input;
 mod cgroups;
+mod command_line;
+mod concurrency;
+mod descriptors;
 mod devices;
 mod exec;
+mod hooks;
 mod lifecycle;
 mod mounts;
 mod namespaces;
 mod process;
 mod rootfs;
 mod seccomp;
+mod security;
+mod terminal;

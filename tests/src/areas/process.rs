@@ -466,11 +466,10 @@ test!(
 test!(
     fn no_signal_is_blocked_or_ignored(t: &Test) -> Result {
         let output = t.bundle().args(&["cat", "/proc/self/status"]).run()?.ok()?;
-        for mask in ["SigBlk", "SigIgn"] {
-            ensure!(
-                output.value_of(mask)?.chars().all(|digit| digit == '0'),
-                "{output}"
-            );
+        for name in ["SigBlk", "SigIgn"] {
+            // Real-time signals (32 and up) may come ignored from whoever started these tests.
+            let mask = u64::from_str_radix(output.value_of(name)?, 16)?;
+            ensure!(mask & 0x7fff_ffff == 0, "{name}\n{output}");
         }
         Ok(())
     }

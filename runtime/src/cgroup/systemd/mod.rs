@@ -52,7 +52,7 @@ pub(super) fn place(path: Option<&Path>, id: &str, layout: &Layout) -> Result<Cg
         driver: Driver::Systemd,
         unit: Some(unit.name),
         slice: Some(unit.slice),
-        trees: vec![Tree::new(UNIFIED, unit.path)],
+        trees: vec![Tree::new(UNIFIED, Path::new(ROOT), &unit.path)],
         made: Made::awaited(),
     };
     // runc's check: a unit of that name may be another container's.

@@ -4,8 +4,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-use super::super::layout::ROOT;
-
 const FIELD: &str = "linux.cgroupsPath";
 /// The longest name of a unit (systemd, `UNIT_NAME_MAX`).
 const LONGEST: usize = 255;
@@ -15,6 +13,7 @@ const LONGEST: usize = 255;
 pub(super) struct Unit {
     pub(super) slice: String,
     pub(super) name: String,
+    /// Below the root of the tree.
     pub(super) path: PathBuf,
 }
 
@@ -52,7 +51,7 @@ impl Unit {
                 );
             }
         }
-        let path = Path::new(ROOT).join(expand(slice)?).join(&name);
+        let path = expand(slice)?.join(&name);
         Ok(Self {
             slice: slice.to_owned(),
             name,
@@ -94,7 +93,7 @@ mod tests {
     #[test]
     fn a_slice_is_below_the_slices_its_name_tells() {
         let unit = unit("kubepods-burstable-pod_1.slice:cri:web").unwrap();
-        let path = "/sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod_1.slice/cri-web.scope";
+        let path = "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod_1.slice/cri-web.scope";
         assert_eq!(
             (unit.name.as_str(), unit.path),
             ("cri-web.scope", PathBuf::from(path))
@@ -104,18 +103,9 @@ mod tests {
     #[test]
     fn what_is_left_out_has_a_default() {
         let default = Unit::of(None, "web").unwrap();
-        assert_eq!(
-            default.path,
-            Path::new("/sys/fs/cgroup/system.slice/rtc-web.scope")
-        );
-        assert_eq!(
-            unit("::web").unwrap().path,
-            Path::new("/sys/fs/cgroup/system.slice/web.scope")
-        );
-        assert_eq!(
-            unit("-.slice:a:web").unwrap().path,
-            Path::new("/sys/fs/cgroup/a-web.scope")
-        );
+        assert_eq!(default.path, Path::new("system.slice/rtc-web.scope"));
+        assert_eq!(unit("::web").unwrap().path, Path::new("system.slice/web.scope"));
+        assert_eq!(unit("-.slice:a:web").unwrap().path, Path::new("a-web.scope"));
     }
 
     #[test]

@@ -1,0 +1,489 @@
+//! One test per vulnerability that container runtimes have had (the mechanism, not somebody's exploit): what must not
+//! happen is looked for; whether the container is refused or runs harmlessly is the runtime's choice.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, ensure};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use serde_json::json;
+
+use crate::bundle::Bundle;
+use crate::host::process;
+use crate::registry::Result;
+use crate::terminal::{Terminal, listen};
+use crate::test;
+use crate::test::Test;
+use crate::wait::until;
+
+/// A file on the host whose content no container must be able to print.
+fn secret(t: &Test) -> Result<(String, String)> {
+    let path = t.path("secret");
+    let content = format!("secret of {}", t.unique);
+    fs::write(&path, &content)?;
+    Ok((path.to_string_lossy().into_owned(), content))
+}
+
+/// Takes a mount out of the configuration.
+fn without_mount<'t>(bundle: Bundle<'t>, destination: &str) -> Bundle<'t> {
+    bundle.edit(|spec| {
+        if let Some(mounts) = spec["mounts"].as_array_mut() {
+            mounts.retain(|mount| {
+                let own = mount["destination"].as_str().unwrap_or_default();
+                own != destination && !own.starts_with(&format!("{destination}/"))
+            });
+        }
+    })
+}
+
+const ALL_POWERFUL: [&str; 6] = [
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_PTRACE",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_CHOWN",
+    "CAP_MKNOD",
+];
+
+test!(
+    fn cve_2019_5736_the_runtimes_own_file_cannot_be_overwritten_from_a_container(t: &Test) -> Result {
+        // A copy of the runtime, so that a success of the attack hurts nobody.
+        let copy = t.path("bin");
+        fs::create_dir(&copy)?;
+        let copy = copy.join(t.rtc.file_name().context("name")?);
+        fs::copy(&t.rtc, &copy)?;
+        let before = fs::read(&copy)?;
+
+        let bundle = t.bundle().writable().capabilities(&ALL_POWERFUL).sleeper();
+        t.delete_at_end(&bundle.id);
+        bundle.command("create", &[])?.program(&copy).run()?.ok()?;
+        let state = t.rtc(["state", &bundle.id])?.ok()?;
+        let init = serde_json::from_str::<serde_json::Value>(&state.stdout)?["pid"]
+            .as_i64()
+            .context("pid")?;
+        // Takes hold of the waiting init's executable, waits until nobody runs it any more, and then writes.
+        let script = "exec 3</proc/1/exe && echo held; : >/tmp/holding; while [ ! -e /tmp/go ]; do sleep 0.02; done; \
+            echo overwritten 2>/dev/null >>/proc/self/fd/3; echo overwritten 2>/dev/null >>/proc/1/exe; : >/tmp/done";
+        t.command(["exec", "--detach", &bundle.id, "sh", "-c", script])
+            .program(&copy)
+            .run()?
+            .ok()?;
+        let tmp = bundle.rootfs().join("tmp");
+        until("the attacker to hold the file", || {
+            Ok(tmp.join("holding").exists().then_some(()))
+        })?;
+        t.rtc(["start", &bundle.id])?.ok()?;
+        until("the program to run", || {
+            Ok(process::describe(i32::try_from(init)?)
+                .contains("sleep")
+                .then_some(()))
+        })?;
+        fs::write(tmp.join("go"), "")?;
+        until("the attack", || Ok(tmp.join("done").exists().then_some(())))?;
+        ensure!(
+            fs::read(&copy)? == before,
+            "the runtime's file was changed from inside a container"
+        );
+        Ok(())
+    }
+);
+
+test!(
+    fn cve_2019_5736_a_script_whose_interpreter_is_proc_self_exe_changes_nothing(t: &Test) -> Result {
+        let copy = t.path("runtime");
+        fs::copy(&t.rtc, &copy)?;
+        let before = fs::read(&copy)?;
+        let bundle = t.bundle().writable().args(&["/bin/evil"]);
+        let evil = bundle.rootfs().join("bin/evil");
+        fs::write(&evil, "#!/proc/self/exe\n")?;
+        fs::set_permissions(&evil, fs::Permissions::from_mode(0o755))?;
+        let output = bundle.command("run", &[])?.program(&copy).run()?;
+        ensure!(output.code != 0, "{output}");
+        ensure!(fs::read(&copy)? == before, "the runtime's file was changed");
+        Ok(())
+    }
+);
+
+test!(
+    fn cve_2024_21626_no_working_directory_reaches_the_host_through_a_leaked_descriptor(t: &Test) -> Result {
+        let (path, content) = secret(t)?;
+        let script = format!("cat ../../../../../../../../../..{path}; cat .{path}");
+        for descriptor in 3..12 {
+            for cwd in [format!("/proc/self/fd/{descriptor}"), "/link".to_owned()] {
+                let bundle = t.bundle().set("/process/cwd", json!(cwd)).sh(&script);
+                symlink(
+                    format!("/proc/self/fd/{descriptor}"),
+                    bundle.rootfs().join("link"),
+                )?;
+                let output = bundle.command("run", &[])?.redirect("6</ 7</").run()?;
+                ensure!(!output.stdout.contains(&content), "cwd {cwd}: {output}");
+            }
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn cve_2024_21626_exec_neither(t: &Test) -> Result {
+        let (path, content) = secret(t)?;
+        let container = t.bundle().sleeper().start()?;
+        let script = format!("cat ../../../../../../../../../..{path}; cat .{path}");
+        for descriptor in 3..12 {
+            let cwd = format!("/proc/self/fd/{descriptor}");
+            let output = container
+                .exec_command(&["--cwd", &cwd], &["sh", "-c", &script])
+                .redirect("6</ 7</")
+                .run()?;
+            ensure!(!output.stdout.contains(&content), "{output}");
+        }
+        Ok(())
+    }
+);
+
+/// Keeps exchanging two names while the action runs: a directory and a symlink that leads out.
+fn while_exchanging(one: &Path, other: &Path, action: impl FnOnce() -> Result) -> Result {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let _ = renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE);
+                std::thread::yield_now();
+            }
+        });
+        let result = action();
+        stop.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
+test!(
+    fn cve_2024_45310_mount_points_are_not_made_outside_while_a_directory_is_exchanged_for_a_symlink(
+        t: &Test,
+    ) -> Result {
+        let outside = t.path("outside");
+        fs::create_dir(&outside)?;
+        let volume = t.path("volume");
+        fs::create_dir_all(volume.join("inner"))?;
+        symlink(&outside, volume.join("exchanged"))?;
+        while_exchanging(&volume.join("inner"), &volume.join("exchanged"), || {
+            for _ in 0..20 {
+                let bundle = t
+                    .bundle()
+                    .mount("/vol", "bind", &volume.to_string_lossy(), &["bind"]);
+                let bundle = bundle.mount("/vol/inner/made/deep", "tmpfs", "tmpfs", &[]);
+                // May fail, may succeed; must not reach outside.
+                bundle.run()?;
+            }
+            Ok(())
+        })?;
+        let made: Vec<_> = fs::read_dir(&outside)?
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
+        ensure!(made.is_empty(), "made outside: {made:?}");
+        Ok(())
+    }
+);
+
+test!(
+    fn cve_2021_30465_a_mount_does_not_land_outside_while_its_target_is_exchanged_for_a_symlink(
+        t: &Test,
+    ) -> Result {
+        let volume = t.path("volume");
+        fs::create_dir_all(volume.join("inner"))?;
+        // To the container's own /bin: a mount that followed the symlink would hide it.
+        symlink("/bin", volume.join("exchanged"))?;
+        let (path, content) = secret(t)?;
+        while_exchanging(&volume.join("inner"), &volume.join("exchanged"), || {
+            for _ in 0..20 {
+                let bundle = t
+                    .bundle()
+                    .mount("/vol", "bind", &volume.to_string_lossy(), &["bind"]);
+                let bundle = bundle.mount("/vol/inner", "tmpfs", "tmpfs", &[]);
+                let output = bundle.sh(&format!("cat {path} /vol/inner{path}")).run()?;
+                ensure!(!output.stdout.contains(&content), "{output}");
+            }
+            Ok(())
+        })?;
+        let host_bin = crate::host::mounts::under(Path::new("/bin"))?;
+        ensure!(host_bin.is_empty(), "{host_bin:?}");
+        Ok(())
+    }
+);
+
+test!(
+    fn cve_2025_31133_a_dev_null_of_the_images_making_does_not_unmask_or_redirect(t: &Test) -> Result {
+        let bundle =
+            without_mount(t.bundle().writable(), "/dev").set("/linux/maskedPaths", json!(["/etc/masked"]));
+        fs::write(bundle.rootfs().join("etc/masked"), "should be hidden")?;
+        fs::write(bundle.rootfs().join("etc/victim"), "victim")?;
+        symlink("/etc/victim", bundle.rootfs().join("dev/null"))?;
+        let victim = bundle.rootfs().join("etc/victim");
+        let output = bundle
+            .sh("cat /etc/masked; echo; [ -c /etc/masked ] && echo device")
+            .run()?;
+        let harmless =
+            output.code != 0 || !(output.stdout.contains("hidden") || output.stdout.contains("victim"));
+        ensure!(harmless, "{output}");
+        ensure!(fs::read_to_string(victim)? == "victim");
+        Ok(())
+    }
+);
+
+test!(
+    fn cve_2025_52565_a_dev_console_symlink_does_not_carry_the_terminal_elsewhere(t: &Test) -> Result {
+        let socket = t.path("console");
+        let listener = listen(&socket)?;
+        let bundle = without_mount(t.bundle().writable(), "/dev").set("/process/terminal", json!(true));
+        fs::write(bundle.rootfs().join("etc/victim"), "victim")?;
+        symlink("/etc/victim", bundle.rootfs().join("dev/console"))?;
+        let bundle = bundle.sh("stat -c 'type: %F' /etc/victim; sleep 1000000");
+        let output = bundle
+            .command(
+                "run",
+                &["--detach", "--console-socket", &socket.to_string_lossy()],
+            )?
+            .run()?;
+        t.delete_at_end(&bundle.id);
+        if output.code == 0 {
+            let mut terminal = Terminal::receive(&listener)?;
+            let text = terminal.wait_for("type: ")?;
+            until("the whole line", || {
+                Ok(terminal.wait_for("type: ")?.contains('e').then_some(()))
+            })?;
+            ensure!(!text.contains("character"), "{text}");
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn cve_2025_52881_writes_to_proc_are_not_redirected_to_a_file_of_the_images(t: &Test) -> Result {
+        let bundle = without_mount(t.bundle().writable(), "/proc")
+            .set("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"}));
+        let fake = bundle.rootfs().join("proc/sys/net/ipv4");
+        fs::create_dir_all(&fake)?;
+        fs::write(fake.join("ip_forward"), "untouched")?;
+        bundle.run()?;
+        ensure!(
+            fs::read_to_string(fake.join("ip_forward"))? == "untouched",
+            "the parameter was written to the image's file"
+        );
+        Ok(())
+    }
+);
+
+test!(
+    fn cve_2025_52881_nothing_of_the_hosts_is_bound_over_parts_of_proc(t: &Test) -> Result {
+        let directory = t.path("fake");
+        fs::create_dir(&directory)?;
+        let file = t.path("fake");
+        fs::write(&file, "fake")?;
+        for (destination, source) in [
+            ("/proc/sys/kernel", &directory),
+            ("/proc/1/attr", &directory),
+            ("/proc/sysrq-trigger", &file),
+            ("/proc/self/attr/exec", &file),
+        ] {
+            let bundle = t
+                .bundle()
+                .mount(destination, "bind", &source.to_string_lossy(), &["bind"]);
+            bundle
+                .run()?
+                .fails_naming(&[destination])
+                .with_context(|| destination)?;
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn cve_2026_41579_a_dev_that_is_a_symlink_does_not_write_outside(t: &Test) -> Result {
+        let outside = t.path("outside");
+        fs::create_dir(&outside)?;
+        for with_tmpfs in [true, false] {
+            let bundle = t.bundle().writable();
+            let bundle = if with_tmpfs {
+                bundle
+            } else {
+                without_mount(bundle, "/dev")
+            };
+            fs::remove_dir(bundle.rootfs().join("dev"))?;
+            symlink(&outside, bundle.rootfs().join("dev"))?;
+            bundle.run()?;
+            let made: Vec<_> = fs::read_dir(&outside)?
+                .flatten()
+                .map(|entry| entry.path())
+                .collect();
+            ensure!(made.is_empty(), "made outside: {made:?}");
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn cve_2026_30892_a_user_that_is_not_exactly_numbers_is_never_run_as_root(t: &Test) -> Result {
+        let container = t.bundle().sleeper().start()?;
+        for user in [
+            "1000x",
+            "1000:",
+            "1000:x",
+            "x1000",
+            " 1000",
+            "1000 ",
+            "+1000",
+            "0x3e8",
+            "1e3",
+            "1000,5",
+            "--1",
+            "1000:1000:0",
+        ] {
+            let output = container.exec_command(&["--user", user], &["id", "-u"]).run()?;
+            ensure!(
+                output.code != 0 || output.stdout.trim() == "1000",
+                "--user {user:?}: {output}"
+            );
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn cve_2025_54867_proc_or_sys_as_a_symlink_is_refused(t: &Test) -> Result {
+        let outside = t.path("outside");
+        fs::create_dir(&outside)?;
+        for name in ["proc", "sys"] {
+            let bundle = t.bundle();
+            fs::remove_dir(bundle.rootfs().join(name))?;
+            symlink(&outside, bundle.rootfs().join(name))?;
+            bundle.run()?.fails_naming(&[name])?;
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn cve_2023_27561_proc_as_a_symlink_inside_the_rootfs_is_refused(t: &Test) -> Result {
+        let bundle = t.bundle();
+        fs::remove_dir(bundle.rootfs().join("proc"))?;
+        fs::create_dir_all(bundle.rootfs().join("home/fake/proc"))?;
+        symlink("/home/fake/proc", bundle.rootfs().join("proc"))?;
+        bundle
+            .run()?
+            .fails_with(&["must be mounted on ordinary directory"])?;
+        Ok(())
+    }
+);
+
+test!(
+    fn cve_2025_27612_exec_has_no_capability_that_init_has_not(t: &Test) -> Result {
+        for uid in [0, 1000] {
+            let bundle = t
+                .bundle()
+                .set("/process/user", json!({"uid": uid, "gid": uid}))
+                .sleeper();
+            let container = bundle.start()?;
+            let pid = container.pid()?;
+            let output = container.exec(&["cat", "/proc/self/status"])?.ok()?;
+            for name in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+                let init = u64::from_str_radix(&process::status_field(pid, name)?, 16)?;
+                let exec = u64::from_str_radix(output.value_of(name)?, 16)?;
+                ensure!(
+                    exec & !init == 0,
+                    "uid {uid}, {name}: init {init:x}, exec {exec:x}"
+                );
+            }
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn cve_2024_40635_a_uid_beyond_the_range_is_never_root(t: &Test) -> Result {
+        for uid in [
+            2_147_483_648_u64,
+            4_294_967_295,
+            4_294_967_296,
+            4_294_967_297,
+            u64::MAX,
+        ] {
+            let bundle = t.bundle().set("/process/user", json!({"uid": uid, "gid": 1000}));
+            let output = bundle.args(&["cat", "/proc/self/status"]).run()?;
+            if output.code == 0 {
+                ensure!(
+                    output.value_of("Uid")?.starts_with(&uid.to_string()),
+                    "uid {uid}\n{output}"
+                );
+            }
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn cve_2022_29162_the_inheritable_set_is_empty_in_run_and_exec(t: &Test) -> Result {
+        let container = t.bundle().sleeper().start()?;
+        let empty = |mask: &str| mask.chars().all(|digit| digit == '0');
+        ensure!(empty(&process::status_field(container.pid()?, "CapInh")?));
+        for flags in [&[] as &[&str], &["--cap", "CAP_NET_RAW"], &["--user", "1000"]] {
+            let output = container
+                .exec_command(flags, &["cat", "/proc/self/status"])
+                .run()?
+                .ok()?;
+            ensure!(
+                empty(output.value_of("CapInh")?) && empty(output.value_of("CapAmb")?),
+                "{output}"
+            );
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn the_passwd_of_the_image_may_be_a_symlink_and_the_hosts_is_not_read(t: &Test) -> Result {
+        let host = t.path("passwd");
+        fs::write(&host, "root:x:0:0::/from-the-host:/bin/sh\n")?;
+        let bundle = t
+            .bundle()
+            .set("/process/env", json!(["PATH=/bin"]))
+            .sh("echo $HOME");
+        fs::remove_file(bundle.rootfs().join("etc/passwd"))?;
+        symlink(&host, bundle.rootfs().join("etc/passwd"))?;
+        let output = bundle.run()?.ok()?;
+        ensure!(!output.stdout.contains("from-the-host"), "{output}");
+        Ok(())
+    }
+);
+
+test!(
+    fn a_passwd_that_is_a_fifo_or_endless_does_not_hang_the_runtime(t: &Test) -> Result {
+        let bundle = t
+            .bundle()
+            .set("/process/env", json!(["PATH=/bin"]))
+            .sh("echo home is $HOME");
+        let passwd = bundle.rootfs().join("etc/passwd");
+        fs::remove_file(&passwd)?;
+        nix::unistd::mkfifo(&passwd, nix::sys::stat::Mode::from_bits_truncate(0o644))?;
+        let output = bundle.run()?;
+        ensure!(
+            output.code != 0 || output.stdout.contains("home is /"),
+            "{output}"
+        );
+        Ok(())
+    }
+);
+
+test!(
+    fn the_waiting_init_cannot_be_traced_from_a_container_in_its_pid_namespace(t: &Test) -> Result {
+        let container = t.bundle().capabilities(&ALL_POWERFUL[..1]).sleeper().create()?;
+        let script =
+            "ls /proc/1/root/ 2>&1; readlink /proc/1/exe; readlink /proc/1/cwd; cat /proc/1/environ 2>&1";
+        let output = container.exec(&["sh", "-c", script])?;
+        let leaked =
+            output.stdout.contains("RTC_TESTS") || output.stdout.contains(&*t.root.to_string_lossy());
+        ensure!(!leaked, "{output}");
+        Ok(())
+    }
+);

@@ -1,0 +1,65 @@
+//! The only place of these tests with `unsafe`: what `nix` gives as bare numbers or not at all.
+#![expect(
+    unsafe_code,
+    reason = "descriptors received over a socket, terminal sizes and calls by number"
+)]
+
+use std::io::IoSliceMut;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+
+/// Receives a message with descriptors (SCM_RIGHTS, unix(7)): its bytes and the descriptors.
+pub(crate) fn receive_descriptors(stream: &UnixStream) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; 65536];
+    let mut space = nix::cmsg_space!([RawFd; 8]);
+    let mut slices = [IoSliceMut::new(&mut bytes)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message =
+        recvmsg::<()>(stream.as_raw_fd(), &mut slices, Some(&mut space), flags).context("recvmsg")?;
+    let length = message.bytes;
+    let mut received = Vec::new();
+    for control in message.cmsgs().context("control messages")? {
+        if let ControlMessageOwned::ScmRights(numbers) = control {
+            // SAFETY: the kernel has just made these descriptors for this process, and nobody else has their numbers.
+            received.extend(
+                numbers
+                    .into_iter()
+                    .map(|number| unsafe { OwnedFd::from_raw_fd(number) }),
+            );
+        }
+    }
+    bytes.truncate(length);
+    Ok((bytes, received))
+}
+
+/// Sets the window size of a terminal (TIOCSWINSZ, ioctl_tty(2)).
+pub(crate) fn set_window_size(terminal: &impl AsRawFd, rows: u16, columns: u16) -> Result<()> {
+    let size = libc::winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: the request reads one `winsize` through the pointer, which is valid for the call.
+    let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    ensure!(
+        result == 0,
+        "ioctl(TIOCSWINSZ): {}",
+        std::io::Error::last_os_error()
+    );
+    Ok(())
+}
+
+/// Makes a system call by number, all arguments 0; returns the error number, 0 if it succeeded.
+pub(crate) fn call_by_number(number: i64) -> i32 {
+    // SAFETY: the numbers that tests use are of calls which do not exist or which take no pointer.
+    let result = unsafe { libc::syscall(number, 0, 0, 0, 0, 0, 0) };
+    if result == -1 {
+        std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
+    } else {
+        0
+    }
+}

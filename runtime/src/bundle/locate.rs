@@ -196,7 +196,7 @@ fn render(frames: &[Frame<'_>], path: &mut String) {
                     }
                     path.push_str(&key);
                 } else {
-                    path.push_str(&format!("[\"{key}\"]"));
+                    path.push_str(&format!("[{key:?}]"));
                 }
             }
         }

@@ -99,6 +99,11 @@ fn a_filter_that_the_kernel_would_not_take_is_refused_with_its_limit() {
         .collect();
     let message = error(json!({"syscalls": rules}));
     assert!(message.contains("more than the 4096 instructions"), "{message}");
+    let rules: Vec<Value> = (0..10_000)
+        .map(|value| json!({"names": ["ioctl"], "action": "SCMP_ACT_ALLOW", "args": args(value)}))
+        .collect();
+    let message = error(json!({"syscalls": rules}));
+    assert!(message.contains("more than the 4096 instructions"), "{message}");
 }
 
 #[test]

@@ -12,7 +12,7 @@
 //!
 //! The decisions are libseccomp's (which is the oracle of our tests) with runc's additions: a call that is newer than
 //! every call the profile names fails with `ENOSYS` where the default action would not let it pass, so that programs
-//! fall back to an older call. As in runc since 1.2 this includes the native ABI where the profile lists none.
+//! fall back to an older call. As in runc since 1.1.15 this includes the native ABI where the profile lists none.
 //!
 //! There is no cache of filters: the profile that Kubernetes gives every container compiles to 205 instructions in 0.11
 //! to 0.14 ms. To find and read its filter in a file takes 0.05 to 0.07 ms, most of it for the profile's canonical form

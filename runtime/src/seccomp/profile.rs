@@ -10,8 +10,9 @@ use oci_spec::runtime::{
 };
 
 use super::arch::{ABIS, Abi, Multiplexed};
+use super::program::too_long;
 use super::table;
-use super::tree::{Condition, Decision};
+use super::tree::{Condition, Decision, Refusal};
 
 /// The greatest errno that the kernel returns to a caller (linux/err.h `MAX_ERRNO`).
 const MAX_ERRNO: u32 = 4095;
@@ -123,7 +124,7 @@ impl<'a> Profile<'a> {
                 let decision = Decision::new(&with_first(conditions, first), rule.action, abi.wide);
                 match calls.last_mut() {
                     Some((last, known)) if *last == number => {
-                        known.add(decision).map_err(|_| contradiction(call, abi))?;
+                        known.add(decision).map_err(|why| refusal(why, call, abi))?;
                     }
                     _ => calls.push((number, decision)),
                 }
@@ -161,13 +162,16 @@ fn with_first(conditions: &[Condition], first: Option<u32>) -> std::borrow::Cow<
     std::iter::once(which).chain(others).collect::<Vec<_>>().into()
 }
 
-fn contradiction(call: &Call<'_>, abi: &Abi) -> anyhow::Error {
+fn refusal(why: Refusal, call: &Call<'_>, abi: &Abi) -> anyhow::Error {
     let Call { rule, name, .. } = call;
-    anyhow::anyhow!(
-        "linux.seccomp.syscalls[{rule}]: {name} ({}): an earlier rule has another action under the same conditions: \
-         remove one of the two",
-        abi.arch
-    )
+    match why {
+        Refusal::Contradiction => anyhow::anyhow!(
+            "linux.seccomp.syscalls[{rule}]: {name} ({}): an earlier rule has another action under the same conditions: \
+             remove one of the two",
+            abi.arch
+        ),
+        Refusal::TooMany => too_long(),
+    }
 }
 
 fn check_rule(index: usize, syscall: &LinuxSyscall) -> Result<Rule> {

@@ -4,7 +4,7 @@
 //! instruction first, every target is known when its jump is written, and where it is out of reach a nearer copy
 //! (of a return) or a long jump is put before it.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::tree::{Level, Next, Node, Test, Word};
 use super::{Insn, MAX_INSTRUCTIONS};
@@ -65,12 +65,10 @@ impl Program {
 
     fn check_length(&self) -> Result<()> {
         if self.reversed.len() > MAX_INSTRUCTIONS {
-            bail!(
-                "linux.seccomp.syscalls: the filter has more than the {MAX_INSTRUCTIONS} instructions that the kernel \
-                 takes (BPF_MAXINSNS): have fewer rules with arguments, or list fewer linux.seccomp.architectures"
-            );
+            Err(too_long())
+        } else {
+            Ok(())
         }
-        Ok(())
     }
 
     fn push(&mut self, code: u16, jt: u8, jf: u8, k: u32) -> Label {
@@ -221,6 +219,14 @@ impl Program {
             Next::Level(level) => self.level_block(level, fall.start),
         }
     }
+}
+
+/// The error for a filter that the kernel would not take.
+pub(super) fn too_long() -> anyhow::Error {
+    anyhow::anyhow!(
+        "linux.seccomp.syscalls: the filter has more than the {MAX_INSTRUCTIONS} instructions that the kernel takes \
+         (BPF_MAXINSNS): have fewer rules with arguments, or list fewer linux.seccomp.architectures"
+    )
 }
 
 /// Where a word of an argument is in `struct seccomp_data`, whose arguments are `__u64` in native byte order.

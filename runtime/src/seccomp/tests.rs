@@ -93,9 +93,17 @@ fn rules_that_contradict_each_other_are_refused_by_call() {
 
 #[test]
 fn a_filter_that_the_kernel_would_not_take_is_refused_with_its_limit() {
-    let args = |value: u64| json!([{"index": 1, "value": value, "op": "SCMP_CMP_EQ"}, {"index": 2, "value": value, "op": "SCMP_CMP_GT"}]);
+    let args = |value: u64| {
+        let condition = |index: u32, op: &str| json!({"index": index, "value": value, "op": op});
+        json!([condition(1, "SCMP_CMP_EQ"), condition(2, "SCMP_CMP_GT")])
+    };
     let rules: Vec<Value> = (0..3000)
         .map(|value| json!({"names": ["ioctl"], "action": "SCMP_ACT_ALLOW", "args": args(value << 32 | value)}))
+        .collect();
+    let message = error(json!({"syscalls": rules}));
+    assert!(message.contains("more than the 4096 instructions"), "{message}");
+    let rules: Vec<Value> = (0..10_000)
+        .map(|value| json!({"names": ["ioctl"], "action": "SCMP_ACT_ALLOW", "args": args(value)}))
         .collect();
     let message = error(json!({"syscalls": rules}));
     assert!(message.contains("more than the 4096 instructions"), "{message}");
@@ -142,7 +150,8 @@ fn a_profile_without_rules_is_its_default_action() {
 
 #[test]
 fn equal_decisions_by_arguments_are_written_once() {
-    let rule = |names: &[&str]| json!({"names": names, "action": "SCMP_ACT_ALLOW", "args": [{"index": 1, "value": 7, "op": "SCMP_CMP_GE"}]});
+    let args = json!([{"index": 1, "value": 7, "op": "SCMP_CMP_GE"}]);
+    let rule = |names: &[&str]| json!({"names": names, "action": "SCMP_ACT_ALLOW", "args": args});
     let length = |names: &[&str]| {
         let profile = profile(json!({"defaultAction": "SCMP_ACT_KILL", "syscalls": [rule(names)]}));
         compile(&profile).unwrap().program.len()

@@ -17,6 +17,8 @@
 
 use oci_spec::runtime::LinuxSeccompOperator as Operator;
 
+use super::MAX_INSTRUCTIONS;
+
 /// One condition of a rule, on one argument; `mask` is all ones but for `SCMP_CMP_MASKED_EQ`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Condition {
@@ -84,9 +86,14 @@ enum Place {
     Last,
 }
 
-/// Two rules ask for different actions under the same condition.
-#[derive(Debug)]
-pub(super) struct Contradiction;
+/// Why a rule cannot be added.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Refusal {
+    /// Another rule asks for a different action under the same condition.
+    Contradiction,
+    /// Each comparison is at least one instruction, and the kernel does not take so many: no need to go on sorting.
+    TooMany,
+}
 
 /// The decision for one system call.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -117,7 +124,7 @@ impl Decision {
     }
 
     /// Adds a later rule of the same call. The first unconditional rule decides alone, whatever comes before or after.
-    pub(super) fn add(&mut self, later: Decision) -> Result<(), Contradiction> {
+    pub(super) fn add(&mut self, later: Decision) -> Result<(), Refusal> {
         match (self, later) {
             (Decision::Act(_), _) => Ok(()),
             (this, act @ Decision::Act(_)) => {
@@ -230,7 +237,7 @@ impl Node {
     }
 
     /// Merges a node with the same test: both rules go on from here.
-    fn merge(&mut self, new: Node, place: Place) -> Result<(), Contradiction> {
+    fn merge(&mut self, new: Node, place: Place) -> Result<(), Refusal> {
         let ends_here = self.is_leaf() || new.is_leaf();
         // The wider `>` of two with the same high half also holds for all greater high halves: the narrower decides.
         let narrower = new.word.high && new.whole > self.whole;
@@ -248,20 +255,20 @@ impl Node {
     }
 }
 
-fn merge_next(old: &mut Next, new: Next, ends_here: bool, place: Place) -> Result<(), Contradiction> {
+fn merge_next(old: &mut Next, new: Next, ends_here: bool, place: Place) -> Result<(), Refusal> {
     match (old, new) {
         (_, Next::Fall) => Ok(()),
         (old @ Next::Fall, new) => {
             *old = new;
             Ok(())
         }
-        (Next::Act(old), Next::Act(new)) if *old != new && ends_here => Err(Contradiction),
+        (Next::Act(old), Next::Act(new)) if *old != new && ends_here => Err(Refusal::Contradiction),
         (Next::Act(_), _) => Ok(()),
         (Next::Level(level), Next::Level(new)) => insert_all(level, new, place),
         (old @ Next::Level(_), Next::Act(action)) => {
             let Next::Level(level) = &*old else { return Ok(()) };
             if !only_acts(level, action) {
-                return Err(Contradiction);
+                return Err(Refusal::Contradiction);
             }
             *old = Next::Act(action);
             Ok(())
@@ -269,11 +276,14 @@ fn merge_next(old: &mut Next, new: Next, ends_here: bool, place: Place) -> Resul
     }
 }
 
-fn insert_all(level: &mut Level, new: Level, place: Place) -> Result<(), Contradiction> {
+fn insert_all(level: &mut Level, new: Level, place: Place) -> Result<(), Refusal> {
     new.into_iter().try_for_each(|node| insert(level, node, place))
 }
 
-fn insert(level: &mut Level, new: Node, place: Place) -> Result<(), Contradiction> {
+fn insert(level: &mut Level, new: Node, place: Place) -> Result<(), Refusal> {
+    if level.len() > MAX_INSTRUCTIONS {
+        return Err(Refusal::TooMany);
+    }
     for at in 0..level.len() {
         if level[at].same_test(&new) {
             return level[at].merge(new, place);

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 pub(crate) fn main(name: &str, args: &[&str]) -> Result<ExitCode> {
     match (name, args) {
         ("fds", []) => open_descriptors()?,
+        ("notify", [message]) => notify(message)?,
         ("call", [number]) => println!("{}", crate::sys::call_by_number(number.parse()?)),
         _ => bail!("no such payload: {name} {args:?}"),
     }
@@ -35,5 +36,13 @@ fn open_descriptors() -> Result<()> {
     found
         .iter()
         .for_each(|(number, target)| println!("{number} {}", target.display()));
+    Ok(())
+}
+
+/// Sends a message to `$NOTIFY_SOCKET` (sd_notify(3)) and stays.
+fn notify(message: &str) -> Result<()> {
+    let path = std::env::var("NOTIFY_SOCKET")?;
+    std::os::unix::net::UnixDatagram::unbound()?.send_to(message.as_bytes(), path)?;
+    std::thread::sleep(std::time::Duration::from_secs(1_000_000));
     Ok(())
 }

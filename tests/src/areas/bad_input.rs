@@ -3,11 +3,13 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
 use crate::bundle::Bundle;
+use crate::host::mounts;
 use crate::test;
 use crate::test::Test;
 
@@ -434,23 +436,31 @@ test!(
 
 test!(
     fn proc_or_sys_as_a_symlink_in_the_rootfs_never_mounts_outside(t: &Test) -> Result {
+        let outside = t.path("outside");
+        fs::create_dir(&outside)?;
         for name in ["proc", "sys", "dev"] {
-            for target in ["/tmp", "../../../../../../tmp"] {
+            for target in [
+                outside.clone(),
+                Path::new("../../../../../..").join(outside.strip_prefix("/")?),
+            ] {
                 let bundle = t.bundle().sh("true");
                 fs::remove_dir(bundle.rootfs().join(name))?;
-                symlink(target, bundle.rootfs().join(name))?;
+                symlink(&target, bundle.rootfs().join(name))?;
                 let output = bundle.run()?;
-                let mounts = crate::host::mounts::under(std::path::Path::new("/tmp"))?;
                 ensure!(
-                    mounts
-                        .iter()
-                        .all(|mount| mount.target != std::path::Path::new("/tmp")),
-                    "{mounts:?}\n{output}"
+                    fs::read_dir(&outside)?.next().is_none(),
+                    "something is in {}\n{output}",
+                    outside.display()
+                );
+                ensure!(
+                    mounts::under(&outside)?.is_empty(),
+                    "{:?}\n{output}",
+                    mounts::under(&outside)?
                 );
                 if name != "dev" {
                     output
                         .fails_naming(&[name])
-                        .with_context(|| format!("{name} -> {target}"))?;
+                        .with_context(|| format!("{name} -> {}", target.display()))?;
                 }
             }
         }

@@ -462,3 +462,29 @@ test!(
         Ok(())
     }
 );
+
+test!(
+    fn a_call_newer_than_the_profile_is_enosys_where_the_default_is_an_error(t: &Test) -> Result {
+        let seccomp = json!({
+            "defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64"],
+            "syscalls": [{"names": BASIC, "action": "SCMP_ACT_ALLOW"}, {"names": ["sigaltstack", "sched_getaffinity"], "action": "SCMP_ACT_ALLOW"}],
+        });
+        // 999: no kernel has it yet. ENOSYS tells a C library to fall back to an older call.
+        let bundle = t
+            .bundle()
+            .set("/linux/seccomp", seccomp)
+            .payload(&["call", "999"]);
+        bundle.run()?.prints(&libc::ENOSYS.to_string())?;
+        Ok(())
+    }
+);
+
+test!(
+    fn calls_by_the_x32_numbers_do_not_get_around_the_filter(t: &Test) -> Result {
+        // getppid, 110, by its x32 number: denied, or not there at all.
+        let rules = json!([{"names": ["getppid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13}]);
+        let output = with_rules(t, &rules).payload(&["call", "1073741934"]).run()?;
+        ensure!(output.code != 0 || output.stdout.trim() != "0", "{output}");
+        Ok(())
+    }
+);

@@ -1,0 +1,133 @@
+//! Seccomp notification: calls that another process on the host decides (seccomp_unotify(2)).
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::{Value, json};
+
+use crate::bundle::Bundle;
+use crate::registry::Result;
+use crate::sys;
+use crate::terminal::listen;
+use crate::test;
+use crate::test::Test;
+use crate::wait::DEADLINE;
+
+fn agent(t: &Test) -> Result<(PathBuf, UnixListener)> {
+    let path = t.path("agent");
+    let listener = listen(&path)?;
+    Ok((path, listener))
+}
+
+fn with_notify<'t>(t: &'t Test, listener: &str) -> Bundle<'t> {
+    let seccomp = json!({
+        "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+        "listenerPath": listener, "listenerMetadata": "metadata of the agent",
+        "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}],
+    });
+    t.bundle().writable().set("/linux/seccomp", seccomp)
+}
+
+/// What the runtime sends: the container process state, and the notification descriptor.
+fn receive(listener: &UnixListener) -> Result<(Value, Vec<std::os::fd::OwnedFd>)> {
+    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    ensure!(
+        poll(&mut fds, PollTimeout::try_from(DEADLINE)?)? == 1,
+        "nobody connects to the agent"
+    );
+    let (stream, _) = listener.accept()?;
+    let (mut bytes, descriptors) = sys::receive_descriptors(&stream)?;
+    let mut stream = stream;
+    std::io::Read::read_to_end(&mut stream, &mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    Ok((
+        serde_json::from_str(&text).with_context(|| text.clone())?,
+        descriptors,
+    ))
+}
+
+test!(
+    fn the_agent_gets_the_state_and_the_descriptor(t: &Test) -> Result {
+        let (path, listener) = agent(t)?;
+        let bundle =
+            with_notify(t, &path.to_string_lossy()).sh("mkdir /tmp/new 2>&1; echo end; sleep 1000000");
+        t.delete_at_end(&bundle.id);
+        let run = bundle.command("run", &["--detach"])?.spawn()?;
+        let (state, descriptors) = receive(&listener)?;
+        ensure!(descriptors.len() == 1, "{} descriptors", descriptors.len());
+        ensure!(state["fds"] == json!(["seccompFd"]), "{state}");
+        ensure!(state["metadata"] == "metadata of the agent", "{state}");
+        ensure!(state["pid"].as_i64().is_some_and(|pid| pid > 0), "{state}");
+        ensure!(state["state"]["id"] == bundle.id.as_str(), "{state}");
+        let stdout = run.stdout.clone();
+        run.wait()?.ok()?;
+        // An agent that goes away makes the calls fail with ENOSYS.
+        drop(descriptors);
+        crate::wait::until("the call to fail", || {
+            Ok(std::fs::read_to_string(&stdout)?
+                .contains("Function not implemented")
+                .then_some(()))
+        })
+    }
+);
+
+test!(
+    fn exec_sends_a_descriptor_of_its_own(t: &Test) -> Result {
+        let (path, listener) = agent(t)?;
+        let bundle = with_notify(t, &path.to_string_lossy()).sleeper();
+        t.delete_at_end(&bundle.id);
+        let run = bundle.command("run", &["--detach"])?.spawn()?;
+        let _first = receive(&listener)?;
+        run.wait()?.ok()?;
+        let exec = t
+            .command(["exec", &bundle.id, "sh", "-c", "mkdir /tmp/new 2>&1; echo end"])
+            .spawn()?;
+        let (state, descriptors) = receive(&listener)?;
+        ensure!(
+            descriptors.len() == 1 && state["state"]["id"] == bundle.id.as_str(),
+            "{state}"
+        );
+        drop(descriptors);
+        exec.wait()?.mentions("Function not implemented")?;
+        Ok(())
+    }
+);
+
+test!(
+    fn an_agent_that_is_not_there_fails_the_create_and_leaves_nothing(t: &Test) -> Result {
+        let bundle = with_notify(t, "/nonexistent/agent").args(&["true"]);
+        bundle.run()?.fails_with(&["/nonexistent/agent"])?;
+        Ok(())
+    }
+);
+
+test!(
+    fn a_listener_path_without_a_notify_rule_is_ignored(t: &Test) -> Result {
+        let bundle = with_notify(t, "/nonexistent/agent").set("/linux/seccomp/syscalls", json!([]));
+        bundle.sh("echo fine").run()?.prints("fine")?;
+        Ok(())
+    }
+);
+
+test!(
+    fn a_notify_rule_without_a_listener_path_is_refused(t: &Test) -> Result {
+        let bundle = with_notify(t, "x")
+            .unset("/linux/seccomp/listenerPath")
+            .unset("/linux/seccomp/listenerMetadata");
+        bundle.run()?.fails_naming(&["listenerPath"])?;
+        Ok(())
+    }
+);
+
+test!(
+    fn the_write_call_cannot_be_notified(t: &Test) -> Result {
+        let (path, _listener) = agent(t)?;
+        let rules = json!([{"names": ["write"], "action": "SCMP_ACT_NOTIFY"}]);
+        let bundle = with_notify(t, &path.to_string_lossy()).set("/linux/seccomp/syscalls", rules);
+        bundle.run()?.fails_with(&["write"])?;
+        Ok(())
+    }
+);

@@ -174,6 +174,7 @@ fn parse<T: DeserializeOwned>(raw: &mut Vec<u8>, process: &[&str]) -> Result<(T,
     let value = parse_json(&cleaned)?;
     *raw = cleaned;
     let prefix: String = process.iter().map(|p| format!("{p}.")).collect();
+    let names: Vec<String> = names.iter().map(|name| name.escape_debug().to_string()).collect();
     let warning = format!(
         "{prefix}capabilities: ignored, not known to rtc: {}",
         names.join(", ")

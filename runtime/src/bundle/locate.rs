@@ -51,11 +51,13 @@ pub(super) fn path_at(json: &[u8], line: usize, column: usize) -> String {
 pub(super) fn without_unknown_capabilities(json: &[u8], under: &[&str]) -> Option<(Vec<u8>, Vec<String>)> {
     let mut unknown = Vec::new();
     walk(json, |frames, token| {
-        if json[token.start] == b'"' && in_capability_set(frames, under) {
-            let name = unescape(&json[token.clone()]);
-            if !is_capability(&name) {
-                unknown.push((token, name));
-            }
+        // What is no JSON string stays, for the parser to refuse.
+        if json[token.start] == b'"'
+            && in_capability_set(frames, under)
+            && let Ok(name) = serde_json::from_slice::<String>(&json[token.clone()])
+            && !is_capability(&name)
+        {
+            unknown.push((token, name));
         }
         ControlFlow::Continue(())
     });

@@ -117,9 +117,10 @@ fn rlimits(rlimits: &[PosixRlimit], prefix: &str) -> Result<()> {
     for (i, rlimit) in rlimits.iter().enumerate() {
         if rlimit.soft() > rlimit.hard() {
             bail!(
-                "{prefix}rlimits[{i}].soft: {}: must not be above hard, {}",
+                "{prefix}rlimits[{i}].soft: {}: must not be above hard, {} ({})",
                 rlimit.soft(),
-                rlimit.hard()
+                rlimit.hard(),
+                rlimit.typ()
             );
         }
         if rlimits[..i].iter().any(|earlier| earlier.typ() == rlimit.typ()) {

@@ -17,6 +17,8 @@ impl Cgroup {
     ///
     /// Names the field of config.json, and the write that failed, with what can be done about it.
     pub fn apply(&self, resources: &LinuxResources) -> Result<()> {
+        let completed = self.completed(resources)?;
+        let resources = completed.as_ref().unwrap_or(resources);
         let writes = if self.is_v2() {
             self.check_before_update(resources)?;
             limits::v2::writes(resources)?
@@ -28,6 +30,37 @@ impl Cgroup {
             super::systemd::set(self, resources)?;
         }
         self.perform(&writes)
+    }
+
+    /// On update, what v2 keeps in one file and v1 in two is filled in from what is set now: the quota's period and
+    /// the reverse, and the memory limit that swap is counted with.
+    fn completed(&self, resources: &LinuxResources) -> Result<Option<LinuxResources>> {
+        if !self.is_v2() || self.made.contains(&self.main()?.path) {
+            return Ok(None);
+        }
+        let mut completed = resources.clone();
+        let mut changed = false;
+        if let Some(cpu) = completed.cpu_mut()
+            && set(cpu.quota()).is_some() != set(cpu.period()).is_some()
+        {
+            let now = self.main()?.read("cpu.max").unwrap_or_default();
+            let (quota, period) = now.trim().split_once(' ').unwrap_or(("max", ""));
+            if set(cpu.quota()).is_none() {
+                cpu.set_quota(Some(quota.parse().unwrap_or(-1)));
+            } else {
+                cpu.set_period(period.parse().ok());
+            }
+            changed = true;
+        }
+        if let Some(memory) = completed.memory_mut()
+            && memory.swap().is_some_and(|swap| swap > 0)
+            && set(memory.limit()).is_none()
+        {
+            let now = self.main()?.dir().and_then(|dir| dir.read_number("memory.max"));
+            memory.set_limit(now.ok().map(|limit| i64::try_from(limit).unwrap_or(-1)));
+            changed = true;
+        }
+        Ok(changed.then_some(completed))
     }
 
     pub(super) fn check_before_update(&self, resources: &LinuxResources) -> Result<()> {
@@ -167,6 +200,11 @@ impl Cgroup {
             dir.path()
         )
     }
+}
+
+/// A number that is set: 0 means that it is not.
+fn set<N: PartialEq + Default>(number: Option<N>) -> Option<N> {
+    number.filter(|number| *number != N::default())
 }
 
 /// Why a controller's files are missing on v2.

@@ -75,34 +75,46 @@ impl Made {
 }
 
 impl Cgroup {
-    /// Makes the cgroup of a container: a directory in each tree of the machine.
+    /// Decides where the cgroup of a container is to be, a directory in each tree of the machine; nothing is made yet, so
+    /// that it can be recorded first: whoever is killed in the middle of the making leaves what can be found.
     ///
-    /// `path` is `linux.cgroupsPath`; where it is empty, the id is the name. With [`Driver::Systemd`] nothing is made
-    /// yet: the path is only decided, and [`Cgroup::attach`] has systemd make it around the waiting process.
+    /// `path` is `linux.cgroupsPath`; where it is empty, the id is the name.
     ///
     /// # Errors
     ///
-    /// Where it can't be made, where a process is in it already, or where it is frozen. What was made is removed.
-    pub fn create(path: Option<&Path>, id: &str, layout: &Layout, driver: Driver) -> Result<Self> {
+    /// A path that names the root, or leads out of it.
+    pub fn place(path: Option<&Path>, id: &str, layout: &Layout, driver: Driver) -> Result<Self> {
         let path = path.filter(|path| !path.as_os_str().is_empty());
         if driver == Driver::Systemd {
             return super::systemd::place(path, id, layout);
         }
-        let mut cgroup = Self {
+        Ok(Self {
             driver,
             unit: None,
             slice: None,
             trees: place(path, id, layout)?,
             made: Made::default(),
-        };
-        if let Err(error) = cgroup.make() {
-            cgroup.made.undo();
-            return Err(error);
-        }
-        Ok(cgroup)
+        })
     }
 
-    fn make(&mut self) -> Result<()> {
+    /// Makes what [`Cgroup::place`] has decided. With [`Driver::Systemd`] nothing: [`Cgroup::attach`] has systemd make it
+    /// around the waiting process.
+    ///
+    /// # Errors
+    ///
+    /// Where it can't be made, where a process is in it already, or where it is frozen. What was made is removed.
+    pub fn make(&mut self) -> Result<()> {
+        if self.driver == Driver::Systemd {
+            return Ok(());
+        }
+        let made = self.make_trees();
+        if made.is_err() {
+            self.made.undo();
+        }
+        made
+    }
+
+    fn make_trees(&mut self) -> Result<()> {
         let v2 = self.is_v2();
         let made = &mut self.made;
         let mut failed = None;

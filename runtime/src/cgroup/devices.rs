@@ -381,7 +381,7 @@ impl Cgroup {
         let tree = self.main()?;
         let dir = tree.dir()?;
         let new = self.made.contains(&tree.path);
-        let instructions = program::emit(rules);
+        let instructions = program::emit(rules)?;
         if new && program::allows_everything(&instructions) {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! Control groups: where a container's processes are kept together, limited, counted, frozen and killed.
 //!
 //! ```text
-//! Layout::detect -> Cgroup::create -> join_target  -> (clone) -> ...  cgroupfs: the child is born in it
+//! Layout::detect -> place, make    -> join_target  -> (clone) -> ...  cgroupfs: the child is born in it
 //!                                  -> (clone, gate) -> attach -> ...  systemd: it makes a scope around the child
 //!                   apply, apply_devices: limits (pure translation in limits, devices; the writing in apply)
 //!                   processes, kill, freeze, thaw, stats, oom_watch    any time

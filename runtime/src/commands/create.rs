@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use oci_spec::runtime::Process;
 use rtc_runtime::bundle::Bundle;
 use rtc_runtime::container::{self, ContainerId, CreateOptions};
 use rtc_runtime::sys::fd::is_inherited;
@@ -57,18 +56,9 @@ pub(super) const PRESERVE_FDS: Flag = Flag::value(
     "pass N more file descriptors (stdio + $LISTEN_FDS + N in total) (default: 0)",
 );
 
-/// What a caller does with the process afterwards, which decides who can hold its terminal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Attachment {
-    /// rtc stays, and copies between its terminal and the container's.
-    Foreground,
-    /// rtc ends before the process.
-    Detached,
-}
-
 fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
     let bundle = parsed.path("bundle").unwrap_or_else(|| PathBuf::from("."));
-    let mut options = options(global, parsed, super::id(parsed)?, &bundle, Attachment::Detached)?;
+    let mut options = options(global, parsed, super::id(parsed)?, &bundle)?;
     container::create(&global.state_root(), &mut options)?;
     // The process ends here: to free a thousand strings of the configuration one by one is 20 us for nothing.
     std::mem::forget(options);
@@ -81,18 +71,10 @@ pub(super) fn options(
     parsed: &Parsed,
     id: ContainerId,
     bundle: &Path,
-    attachment: Attachment,
 ) -> Result<CreateOptions> {
     let preserved = preserved(parsed)?;
     let bundle = Bundle::load(bundle)?;
-    let terminal = bundle
-        .spec
-        .process()
-        .as_ref()
-        .and_then(Process::terminal)
-        .unwrap_or(false);
     let console_socket = parsed.path("console-socket");
-    check_terminal(terminal, console_socket.is_some(), attachment)?;
     Ok(CreateOptions {
         id,
         bundle,
@@ -126,39 +108,4 @@ pub(super) fn preserved(parsed: &Parsed) -> Result<Preserved> {
         bail!("--preserve-fds: {more} (and {activated} of $LISTEN_FDS): descriptor {missing} is not open");
     }
     Ok(Preserved { count, activated })
-}
-
-/// A terminal needs someone who holds it: a socket's owner, or rtc itself in the foreground.
-pub(super) fn check_terminal(terminal: bool, console_socket: bool, attachment: Attachment) -> Result<()> {
-    let detached = attachment == Attachment::Detached;
-    if terminal && detached && !console_socket {
-        bail!("cannot allocate tty if rtc will detach without setting console socket; give --console-socket");
-    }
-    if console_socket && !(terminal && detached) {
-        bail!("--console-socket: cannot use console socket if rtc will not detach or allocate tty");
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_terminal_needs_someone_who_holds_it() {
-        use Attachment::{Detached, Foreground};
-        for (terminal, socket, attachment, accepted) in [
-            (false, false, Foreground, true),
-            (false, false, Detached, true),
-            (true, false, Foreground, true),
-            (true, true, Detached, true),
-            (true, false, Detached, false),
-            (false, true, Detached, false),
-            (false, true, Foreground, false),
-            (true, true, Foreground, false),
-        ] {
-            let result = check_terminal(terminal, socket, attachment);
-            assert_eq!(result.is_ok(), accepted, "{terminal} {socket} {attachment:?}");
-        }
-    }
 }

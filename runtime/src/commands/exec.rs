@@ -5,9 +5,10 @@ use oci_spec::runtime::Capability;
 use rtc_runtime::bundle;
 use rtc_runtime::container::exec_process::ExecOverrides;
 use rtc_runtime::container::{self, ExecOptions, ExecProcess};
+use rtc_runtime::log;
 
 use super::arguments::{Flag, Order, Parsed, utf8};
-use super::create::{self, Attachment};
+use super::create;
 use super::{Command, Global};
 
 pub(super) static COMMAND: Command = Command {
@@ -52,35 +53,38 @@ pub(super) static COMMAND: Command = Command {
     run,
 };
 
+/// Flags that say something about the process, as a file with all of it does.
+const OF_THE_PROCESS: [&str; 9] = [
+    "cwd",
+    "env",
+    "tty",
+    "user",
+    "additional-gids",
+    "process-label",
+    "apparmor",
+    "no-new-privs",
+    "cap",
+];
+
 fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
     let id = super::id(parsed)?;
     let command = &parsed.rest[1..];
     let detach = parsed.is_on("detach");
-    let (process, tty) = match parsed.path("process") {
+    let process = match parsed.path("process") {
         Some(_) if !command.is_empty() => {
             bail!("--process: names the command; {command:?} must not be given too")
         }
         Some(file) => {
-            let process = bundle::load_process(&file).context("--process")?;
-            let tty = process.terminal().unwrap_or(false);
-            (ExecProcess::Whole(Box::new(process)), tty)
+            if let Some(ignored) = parsed.given().find(|flag| OF_THE_PROCESS.contains(flag)) {
+                log::warn(format_args!("--{ignored}: ignored beside --process"));
+            }
+            ExecProcess::Whole(Box::new(bundle::load_process(&file).context("--process")?))
         }
-        None => {
-            let overrides = overrides(parsed)?;
-            let tty = overrides.tty;
-            (ExecProcess::Overrides(Box::new(overrides)), tty)
-        }
+        None => ExecProcess::Overrides(Box::new(overrides(parsed)?)),
     };
-    let console_socket = parsed.path("console-socket");
-    let attachment = if detach {
-        Attachment::Detached
-    } else {
-        Attachment::Foreground
-    };
-    create::check_terminal(tty, console_socket.is_some(), attachment)?;
     let options = ExecOptions {
         process,
-        console_socket,
+        console_socket: parsed.path("console-socket"),
         pidfd_socket: parsed.path("pidfd-socket"),
         pid_file: parsed.path("pid-file"),
         detach,

@@ -115,7 +115,7 @@ fn features() -> Features {
             cgroup: Cgroup {
                 v1: true,
                 v2: true,
-                systemd: SYSTEMD,
+                systemd: true,
                 systemd_user: false,
                 rdma: true,
             },
@@ -132,15 +132,15 @@ fn features() -> Features {
             ("org.rtc.commit", env!("RTC_COMMIT")),
             ("org.rtc.version", env!("CARGO_PKG_VERSION")),
         ]),
-        potentially_unsafe_config_annotations: if SYSTEMD { &["org.systemd.property."] } else { &[] },
+        potentially_unsafe_config_annotations: &["org.systemd.property."],
     }
 }
 
 /// All that Linux has so far, in the kernel's order.
 fn capabilities() -> Vec<String> {
-    let mut all: Vec<_> = caps::all().into_iter().collect();
-    all.sort_unstable_by_key(caps::Capability::index);
-    all.iter().map(ToString::to_string).collect()
+    let all = caps::all();
+    let at = |index| all.iter().find(|capability| capability.index() == index);
+    (0..64).filter_map(at).map(ToString::to_string).collect()
 }
 
 fn seccomp() -> Seccomp {
@@ -203,9 +203,6 @@ static ARCHS: &[&str] = &[
     "SCMP_ARCH_X86",
     "SCMP_ARCH_X86_64",
 ];
-
-/// Whether `--systemd-cgroup` does something.
-const SYSTEMD: bool = false;
 
 #[cfg(test)]
 mod tests {

@@ -8,7 +8,7 @@ use rtc_runtime::bundle;
 use rtc_runtime::container::{self, ContainerId, RunOptions};
 
 use super::arguments::{Flag, Parsed, utf8};
-use super::create::{self, Attachment};
+use super::create;
 use super::{Command, Global, ON_ONE_CONTAINER};
 
 pub(super) static COMMAND: Command = Command {
@@ -37,12 +37,7 @@ pub(super) static COMMAND: Command = Command {
 fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
     let (id, bundle) = id_and_bundle(parsed)?;
     let detach = parsed.is_on("detach");
-    let attachment = if detach {
-        Attachment::Detached
-    } else {
-        Attachment::Foreground
-    };
-    let mut options = create::options(global, parsed, id, &bundle, attachment)?;
+    let mut options = create::options(global, parsed, id, &bundle)?;
     let run = RunOptions {
         detach,
         keep: parsed.is_on("keep"),

@@ -5,9 +5,9 @@
 //! ```text
 //!  1 claim the id, keep the configuration      a second create of the id stops here
 //!  2 open namespaces, compile the filter, plan the mounts, connect sockets
-//!  3 make the cgroup, set its limits           nothing above is charged to it
+//!  3 record, make the cgroup, set its limits   from here on a kill -9 of the runtime leaves what delete finds
 //!  4 clone                                     the child is on its way (process::init)
-//!  5 record                                    from here on a kill -9 of the runtime leaves what delete finds
+//!  5 record init                               it ends by itself if the runtime is killed before that
 //!  6 map ids, give the scope its limits; let the child go
 //!  7 serve the child: hooks, terminal, listener, until it is ready
 //!  8 pid file, publish the gate
@@ -39,6 +39,7 @@ use crate::process::label::set_oom_score;
 use crate::process::payload::Payload;
 use crate::process::program::Program;
 use crate::process::spawn::{Birth, Spawned, spawn};
+use crate::process::terminal::TerminalRequest;
 use crate::procfs::Procfs;
 use crate::sys::clone::{CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, Child};
 use crate::sys::tty;
@@ -78,12 +79,14 @@ pub struct CreateOptions {
 ///
 /// Nothing is left behind.
 pub fn create(root: &StateRoot, options: &mut CreateOptions) -> Result<()> {
-    let terminal = terminal_of(options.bundle.spec.process().as_ref());
-    match (&options.console_socket, terminal) {
-        (None, Some(_)) => bail!("cannot allocate tty if rtc will detach without setting console socket"),
-        (Some(_), None) => bail!("cannot use console socket if rtc will not detach or allocate tty"),
-        _ => {}
-    }
+    let terminal = options
+        .bundle
+        .spec
+        .process()
+        .as_ref()
+        .and_then(Process::terminal)
+        .unwrap_or(false);
+    check_terminal(terminal, options.console_socket.is_some(), true)?;
     let mut unfinished = Unfinished::begin(root, options, true)?;
     match unfinished.finish() {
         Ok(_) => Ok(()),
@@ -91,17 +94,36 @@ pub fn create(root: &StateRoot, options: &mut CreateOptions) -> Result<()> {
     }
 }
 
-/// The terminal a process asks for, with its size where that is given.
-pub(super) fn terminal_of(process: Option<&Process>) -> Option<Option<tty::Size>> {
+/// The terminal a process asks for. Whose console socket gets it sets it up to his liking; ours to relay ends its lines
+/// as runc has it, with \n alone.
+pub(super) fn terminal_of(process: Option<&Process>, for_socket: bool) -> Option<TerminalRequest> {
     let process = process.filter(|process| process.terminal().unwrap_or(false))?;
     let cells = |cells: u64| u16::try_from(cells).unwrap_or(u16::MAX);
     let size = process
         .console_size()
         .filter(|size| size.height() != 0 && size.width() != 0);
-    Some(size.map(|size| tty::Size {
-        rows: cells(size.height()),
-        columns: cells(size.width()),
-    }))
+    Some(TerminalRequest {
+        size: size.map(|size| tty::Size {
+            rows: cells(size.height()),
+            columns: cells(size.width()),
+        }),
+        bare_newlines: !for_socket,
+    })
+}
+
+/// Whether somebody will hold the terminal, where the process has one, and there is one for the socket.
+///
+/// # Errors
+///
+/// In runc's words.
+pub(super) fn check_terminal(terminal: bool, console_socket: bool, detach: bool) -> Result<()> {
+    if terminal && detach && !console_socket {
+        bail!("cannot allocate tty if rtc will detach without setting console socket; give --console-socket");
+    }
+    if console_socket && !(terminal && detach) {
+        bail!("--console-socket: cannot use console socket if rtc will not detach or allocate tty");
+    }
+    Ok(())
 }
 
 /// A container that is being made, and what there is of it to undo.
@@ -109,8 +131,6 @@ pub(super) fn terminal_of(process: Option<&Process>) -> Option<Option<tty::Size>
 pub(super) struct Unfinished<'a> {
     options: &'a CreateOptions,
     directory: Option<Locked>,
-    /// Until there is a record, which holds it then.
-    cgroup: Option<Cgroup>,
     record: Option<Record>,
     spawned: Option<Spawned>,
     notify: Option<Notify>,
@@ -139,7 +159,6 @@ impl<'a> Unfinished<'a> {
         let mut unfinished = Self {
             options,
             directory: Some(directory),
-            cgroup: None,
             record: None,
             spawned: None,
             notify: None,
@@ -177,13 +196,16 @@ impl<'a> Unfinished<'a> {
         } else {
             Driver::Cgroupfs
         };
-        let cgroup = Cgroup::create(
+        let cgroup = Cgroup::place(
             linux.cgroups_path().as_deref(),
             options.id.as_str(),
             &layout,
             driver,
         )?;
-        let cgroup = self.cgroup.insert(cgroup);
+        self.record = Some(self.first_record(cgroup, gated, namespaces.makes(CLONE_NEWPID)));
+        self.save()?;
+        let cgroup = &mut self.record.as_mut().context("the record")?.cgroup;
+        cgroup.make()?;
         let context = rootfs::Context {
             cgroups: cgroup_view(&layout, cgroup),
             no_pivot: options.no_pivot,
@@ -217,43 +239,53 @@ impl<'a> Unfinished<'a> {
             cgroup: born_in,
             cgroup_procs: procs,
             before_entering: &|| Ok(()),
-            preserve_fds: options.preserve_fds,
+            keep_only: None,
         };
         self.spawned = Some(spawn(&birth, |channel| init.run(channel))?);
-        self.record(gated, namespaces.makes(CLONE_NEWPID))?;
+        self.record_child()?;
         self.release(linux, &namespaces, driver)
     }
 
-    /// Step 5.
-    fn record(&mut self, gated: bool, owns_pids: bool) -> Result<()> {
+    /// What is known before anything is made in the kernel: a runtime killed from here on leaves what delete finds.
+    fn first_record(&self, cgroup: Cgroup, gated: bool, owns_pids: bool) -> Record {
         let Bundle {
             dir, rootfs, spec, ..
         } = &self.options.bundle;
-        let pid = self.child()?.pid;
-        let (_, start_time) = process_stat(pid)?;
         let annotations = spec.annotations().iter().flatten();
-        let record = Record {
+        Record {
             oci_version: spec.version().clone(),
             bundle: dir.clone(),
             rootfs: rootfs.clone(),
-            pid: pid.as_raw(),
-            start_time,
+            pid: 0,
+            start_time: 0,
             created: log::timestamp(std::time::SystemTime::now()),
             owner: nix::unistd::getuid().as_raw(),
             annotations: annotations
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect(),
-            cgroup: self.cgroup.take().context("the cgroup")?,
+            cgroup,
             gated,
             has_hooks: spec.hooks().is_some(),
             owns_pids,
-        };
-        self.directory()?.save(&record)?;
-        self.record = Some(record);
-        if let Some(path) = &self.options.pidfd_socket {
-            send_pidfd(path, self.child()?)?;
         }
-        Ok(())
+    }
+
+    fn save(&self) -> Result<()> {
+        self.directory()?
+            .save(self.record.as_ref().context("the record")?)
+    }
+
+    /// Step 5.
+    fn record_child(&mut self) -> Result<()> {
+        let pid = self.child()?.pid;
+        let record = self.record.as_mut().context("the record")?;
+        record.pid = pid.as_raw();
+        (_, record.start_time) = process_stat(pid)?;
+        self.save()?;
+        match &self.options.pidfd_socket {
+            Some(path) => send_pidfd(path, self.child()?),
+            None => Ok(()),
+        }
     }
 
     /// Step 6: what only the parent may do to the child, which waits for it.
@@ -383,8 +415,7 @@ impl<'a> Unfinished<'a> {
             let _ = sys::process::pidfd_send_signal(&child.pidfd, libc::SIGKILL);
             let _ = sys::process::wait(&child.pidfd);
         }
-        let recorded = self.record.take().map(|record| record.cgroup);
-        if let Some(mut cgroup) = self.cgroup.take().or(recorded) {
+        if let Some(Record { mut cgroup, .. }) = self.record.take() {
             // What the child left in it, like a hook.
             let removed = cgroup
                 .kill()
@@ -457,7 +488,7 @@ fn payload(process: &Process, linux: &Linux, options: &CreateOptions) -> Result<
         program,
         filter,
         keyring,
-        terminal: terminal_of(Some(process)),
+        terminal: terminal_of(Some(process), options.console_socket.is_some()),
         preserve_fds: options.preserve_fds,
     })
 }

@@ -11,7 +11,7 @@ use oci_spec::runtime::{Linux, Process, Spec};
 
 use crate::bundle;
 use crate::cgroup::JoinTarget;
-use crate::container::create::terminal_of;
+use crate::container::create::{check_terminal, terminal_of};
 use crate::container::exec_process::ExecProcess;
 use crate::container::handover::{send_listener, send_master, send_pidfd, write_pid_file};
 use crate::container::id::ContainerId;
@@ -68,7 +68,11 @@ pub fn exec(root: &StateRoot, id: &ContainerId, mut options: ExecOptions) -> Res
     let spec = bundle::parse_kept(&directory.config()?)?;
     let given = std::mem::replace(&mut options.process, ExecProcess::Overrides(Box::default()));
     let process = given.resolve(spec.process().as_ref())?;
-    check_terminal(&process, &options)?;
+    check_terminal(
+        process.terminal().unwrap_or(false),
+        options.console_socket.is_some(),
+        options.detach,
+    )?;
     let signals = (!options.detach).then(Signals::block).transpose()?;
     let container = Container {
         directory: &directory,
@@ -90,17 +94,6 @@ pub fn exec(root: &StateRoot, id: &ContainerId, mut options: ExecOptions) -> Res
 
 /// An exec reports to no service manager.
 const NOTHING: foreground::Watched<'static, fn() -> bool> = None;
-
-fn check_terminal(process: &Process, options: &ExecOptions) -> Result<()> {
-    let terminal = process.terminal().unwrap_or(false);
-    match (options.console_socket.is_some(), terminal, options.detach) {
-        (false, true, true) => bail!("cannot allocate tty if rtc will detach without setting console socket"),
-        (true, false, _) | (true, _, false) => {
-            bail!("cannot use console socket if rtc will not detach or allocate tty")
-        }
-        _ => Ok(()),
-    }
-}
 
 /// The container that the process joins.
 #[derive(Debug)]
@@ -133,7 +126,7 @@ impl Container<'_> {
                     CString::new(format!("_ses.{}", self.directory.id()))
                         .context("the name of the keyring")?,
                 ),
-                terminal: terminal_of(Some(process)),
+                terminal: terminal_of(Some(process), options.console_socket.is_some()),
                 preserve_fds: options.preserve_fds,
             },
         };
@@ -154,7 +147,7 @@ impl Container<'_> {
                 cgroup,
                 cgroup_procs,
                 before_entering: &before_entering,
-                preserve_fds: options.preserve_fds,
+                keep_only: Some(options.preserve_fds),
             };
             spawn(&birth, |channel| {
                 join.take().context("the process was made before")?.run(channel)

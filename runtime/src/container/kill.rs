@@ -74,6 +74,9 @@ impl Record {
 
     /// A descriptor of init; `None` where it has ended and was collected.
     pub fn pidfd(&self) -> Result<Option<std::os::fd::OwnedFd>> {
+        if self.pid == 0 {
+            return Ok(None);
+        }
         let pid = Pid::from_raw(self.pid);
         let pidfd = match pidfd_open(pid) {
             Err(sys::Error {

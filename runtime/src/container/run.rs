@@ -3,8 +3,9 @@
 use std::os::fd::AsFd;
 
 use anyhow::{Result, anyhow, bail};
+use oci_spec::runtime::Process;
 
-use crate::container::create::{CreateOptions, HandedOver, Unfinished, terminal_of};
+use crate::container::create::{CreateOptions, HandedOver, Unfinished, check_terminal};
 use crate::container::delete::remove_killed;
 use crate::container::start::run_poststart_hooks;
 use crate::container::state::{NotFound, StateRoot};
@@ -31,7 +32,14 @@ pub struct RunOptions {
 ///
 /// As [`super::create`]; nothing is left behind.
 pub fn run(root: &StateRoot, options: &mut CreateOptions, run: RunOptions) -> Result<i32> {
-    check_terminal(options, run)?;
+    let terminal = options
+        .bundle
+        .spec
+        .process()
+        .as_ref()
+        .and_then(Process::terminal)
+        .unwrap_or(false);
+    check_terminal(terminal, options.console_socket.is_some(), run.detach)?;
     let signals = (!run.detach).then(Signals::block).transpose()?;
     if !run.detach && !run.no_subreaper {
         process::set_child_subreaper()?;
@@ -69,17 +77,6 @@ pub fn run(root: &StateRoot, options: &mut CreateOptions, run: RunOptions) -> Re
         }
     }
     Ok(exit.status())
-}
-
-fn check_terminal(options: &CreateOptions, run: RunOptions) -> Result<()> {
-    let terminal = terminal_of(options.bundle.spec.process().as_ref()).is_some();
-    match (options.console_socket.is_some(), terminal, run.detach) {
-        (false, true, true) => bail!("cannot allocate tty if rtc will detach without setting console socket"),
-        (true, false, _) | (true, _, false) => {
-            bail!("cannot use console socket if rtc will not detach or allocate tty")
-        }
-        _ => Ok(()),
-    }
 }
 
 impl Unfinished<'_> {

@@ -46,7 +46,7 @@ pub struct Record {
     pub bundle: PathBuf,
     /// Absolute path of the root filesystem.
     pub rootfs: PathBuf,
-    /// Pid of init in the runtime's PID namespace.
+    /// Pid of init in the runtime's PID namespace; 0 until there is one.
     pub pid: i32,
     /// When init started, in clock ticks since boot (proc_pid_stat(5), field 22): tells it from a later process that
     /// got its pid.
@@ -376,6 +376,9 @@ impl Directory {
     ///
     /// The kernel can't be asked.
     pub fn status(&self, record: &Record) -> Result<Status> {
+        if record.pid == 0 {
+            return Ok(Status::Creating);
+        }
         if !is_alive(record) {
             return Ok(Status::Stopped);
         }

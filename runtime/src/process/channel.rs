@@ -86,13 +86,20 @@ impl Channel {
     /// The child's half.
     pub fn send(&self, message: &Message) -> sys::Result<()> {
         match message {
-            Message::Prepared => fd::send(self, b"P", &[]),
+            Message::Prepared => self.send_bytes(b"P"),
             Message::Terminal(master) => fd::send(self, b"T", &[master.as_fd()]),
             Message::SeccompListener(listener) => fd::send(self, b"S", &[listener.as_fd()]),
-            Message::Ready => fd::send(self, b"R", &[]),
+            Message::Ready => self.send_bytes(b"R"),
             Message::Warning(text) => self.send_text(b'W', text),
             Message::Failed(text) => self.send_text(b'F', text),
         }
+    }
+
+    /// By write(2), which a seccomp profile for a program allows. Where the parent has gone, SIGPIPE ends the child.
+    fn send_bytes(&self, bytes: &[u8]) -> sys::Result<()> {
+        nix::unistd::write(self, bytes)
+            .call(|| "write(channel)".into())
+            .map(drop)
     }
 
     fn send_text(&self, kind: u8, text: &str) -> sys::Result<()> {
@@ -103,7 +110,7 @@ impl Channel {
         let mut bytes = Vec::with_capacity(end + 1);
         bytes.push(kind);
         bytes.extend_from_slice(&text.as_bytes()[..end]);
-        fd::send(self, &bytes, &[])
+        self.send_bytes(&bytes)
     }
 
     /// The parent's half. `None`: the child executes its program, or has died.

@@ -127,11 +127,6 @@ struct Relay {
 
 impl Relay {
     fn new(master: OwnedFd) -> Result<Self> {
-        // As runc: a line ends with \n alone; our own terminal adds the \r.
-        if let Ok(mut settings) = termios::tcgetattr(&master) {
-            settings.output_flags.remove(OutputFlags::ONLCR);
-            let _ = termios::tcsetattr(&master, SetArg::TCSANOW, &settings);
-        }
         nix::fcntl::fcntl(
             &master,
             nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),

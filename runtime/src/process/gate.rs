@@ -15,7 +15,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
@@ -55,6 +55,12 @@ impl Gate {
             gate: open(MAKING)?,
             result: open(RESULT)?,
         })
+    }
+
+    /// What init must keep open to wait.
+    #[must_use]
+    pub fn descriptors(&self) -> [RawFd; 2] {
+        [self.gate.as_raw_fd(), self.result.as_raw_fd()]
     }
 
     /// The container is created from now on: `start` finds its gate.

@@ -5,7 +5,8 @@
 
 use std::convert::Infallible;
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -90,8 +91,14 @@ impl Init<'_> {
     /// # Errors
     ///
     /// Any step of the list.
-    pub fn run(mut self, channel: &Channel) -> Result<Infallible> {
+    pub fn run(self, channel: &Channel) -> Result<Infallible> {
+        // Descriptors are closed under the feet of their owners, so nothing of this may be dropped.
+        ManuallyDrop::new(self).go(channel)
+    }
+
+    fn go(&mut self, channel: &Channel) -> Result<Infallible> {
         process::reset_signals()?;
+        process::wipe_environment();
         if self.wait_for_parent {
             channel.wait_for_go()?;
         }
@@ -107,11 +114,13 @@ impl Init<'_> {
             Terminal::attach(slave)?;
         }
         self.set_host_names()?;
-        let file = self.payload.become_the_user(channel)?;
+        let mut kept = vec![channel.as_fd().as_raw_fd()];
+        kept.extend(self.gate.iter().flat_map(Gate::descriptors));
+        let file = self.payload.become_the_user(channel, &kept)?;
         channel
             .send(&Message::Ready)
             .context("tell the runtime that all is set up")?;
-        let Some(mut gate) = self.gate.take() else {
+        let Some(mut gate) = self.gate.take().map(ManuallyDrop::new) else {
             return self.execute(&file);
         };
         gate.wait()?;

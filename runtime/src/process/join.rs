@@ -3,6 +3,7 @@
 //! It is born inside of the container's namespaces (see `process::spawn`), but for the cgroup namespace.
 
 use std::convert::Infallible;
+use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result};
 
@@ -31,6 +32,7 @@ impl Join<'_> {
     /// Any step of the list.
     pub fn run(mut self, channel: &Channel) -> Result<Infallible> {
         process::reset_signals()?;
+        process::wipe_environment();
         self.namespaces.enter_cgroup_namespace()?;
         self.payload.identity.apply_affinity()?;
         if self.in_user_namespace {
@@ -41,7 +43,9 @@ impl Join<'_> {
         if let Some(slave) = self.payload.open_terminal(channel)? {
             Terminal::attach(slave)?;
         }
-        let file = self.payload.become_the_user(channel)?;
+        let file = self
+            .payload
+            .become_the_user(channel, &[channel.as_fd().as_raw_fd()])?;
         self.payload.program.execute(&file)
     }
 }

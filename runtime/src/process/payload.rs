@@ -2,16 +2,17 @@
 //! program. Both children share this last part of their way.
 
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 use anyhow::{Context, Result};
 
+use crate::log;
 use crate::process::channel::{Channel, Message};
 use crate::process::identity::Identity;
 use crate::process::program::Program;
-use crate::process::terminal::Terminal;
+use crate::process::terminal::{Terminal, TerminalRequest};
 use crate::seccomp::Filter;
-use crate::sys::{self, Errno, fd, process, tty};
+use crate::sys::{self, Errno, fd, process};
 
 /// Prepared by the parent.
 #[derive(Debug)]
@@ -24,8 +25,8 @@ pub struct Payload {
     pub filter: Option<Filter>,
     /// Name of its session keyring; `None`: it keeps the caller's.
     pub keyring: Option<CString>,
-    /// Size of its terminal; `None`: it has none.
-    pub terminal: Option<Option<tty::Size>>,
+    /// The terminal it asks for.
+    pub terminal: Option<TerminalRequest>,
     /// Descriptors from 3 on that it keeps.
     pub preserve_fds: u32,
 }
@@ -53,23 +54,24 @@ impl Payload {
     ///
     /// No devpts.
     pub fn open_terminal(&self, channel: &Channel) -> Result<Option<OwnedFd>> {
-        let Some(size) = self.terminal else {
+        let Some(request) = self.terminal else {
             return Ok(None);
         };
         let Terminal { master, slave } =
-            Terminal::open(self.identity.uid, size).context("process.terminal")?;
+            Terminal::open(self.identity.uid, request).context("process.terminal")?;
         channel
             .send(&Message::Terminal(master))
             .context("hand over the terminal")?;
         Ok(Some(slave))
     }
 
-    /// From root of the container to the process' user. Returns the file to execute.
+    /// From root of the container to the process' user. Returns the file to execute. No descriptor is left open but those
+    /// the caller gave, and `kept`.
     ///
     /// # Errors
     ///
     /// Any step of the list.
-    pub fn become_the_user(&mut self, channel: &Channel) -> Result<CString> {
+    pub fn become_the_user(&mut self, channel: &Channel, kept: &[RawFd]) -> Result<CString> {
         self.identity.apply_limits()?;
         // Without no_new_privs a filter needs CAP_SYS_ADMIN, which the change of user may give up.
         if !self.identity.no_new_privileges {
@@ -85,7 +87,7 @@ impl Payload {
         }
         Program::check_cwd()?;
         self.program.find_home(self.identity.uid)?;
-        self.keep_only_what_was_given()?;
+        self.close_the_rest(kept)?;
         let file = self.program.find()?;
         // With no_new_privs the filter comes last, so that it has to allow the fewest calls.
         if self.identity.no_new_privileges {
@@ -106,13 +108,11 @@ impl Payload {
         Ok(())
     }
 
-    /// Only stdio and what the caller gave reaches the program. Ours are close-on-exec anyway; what the caller left open
-    /// by accident is not.
-    fn keep_only_what_was_given(&self) -> Result<()> {
-        fd::close_on_exec_from(3)?;
-        for number in 3..3 + self.preserve_fds.cast_signed() {
-            fd::keep_on_exec(number)?;
-        }
-        Ok(())
+    /// Only stdio and what the caller gave is left, and what this process itself needs (`kept`, close-on-exec): a container
+    /// may look at the descriptors of a process that waits for `start`. Closes them under the feet of their owners, so the
+    /// process must end without destructors.
+    fn close_the_rest(&self, kept: &[RawFd]) -> Result<()> {
+        log::disable();
+        Ok(fd::close_all_but(3 + self.preserve_fds.cast_signed(), kept)?)
     }
 }

@@ -33,8 +33,9 @@ pub struct Birth<'a> {
     pub cgroup_procs: &'a [OwnedFd],
     /// What a helper does while it still sees the host's `/proc`; the child inherits it.
     pub before_entering: &'a dyn Fn() -> Result<()>,
-    /// Descriptors from 3 on that a helper must leave open for the child.
-    pub preserve_fds: u32,
+    /// Whether a helper closes all descriptors but stdio and so many behind it. Not for an init: it needs the host's to
+    /// mount its root.
+    pub keep_only: Option<u32>,
 }
 
 /// A child that is being set up.
@@ -107,10 +108,9 @@ fn spawn_by_helper(
             join_cgroup(birth.cgroup_procs)?;
             (birth.before_entering)()?;
             birth.namespaces.enter_for_children()?;
-            fd::close_all_but(
-                3 + birth.preserve_fds.cast_signed(),
-                &birth.kept_by_helper(&tell, theirs),
-            )?;
+            if let Some(preserved) = birth.keep_only {
+                fd::close_all_but(3 + preserved.cast_signed(), &birth.kept_by_helper(&tell, theirs))?;
+            }
             birth.namespaces.enter()?;
             match clone3(birth.namespaces.clone_flags() | CLONE_PARENT, None)? {
                 Cloned::Child => live(theirs, || body(theirs)),

@@ -1,21 +1,30 @@
 //! The pseudo-terminal of a container's process: made in the container's own devpts by the child, its master sent to
 //! whoever owns the session: the console socket of a detached container, or the runtime of a foreground one.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::stat::{Mode, fstat};
+use nix::sys::termios::{self, OutputFlags, SetArg};
 use nix::unistd::Uid;
-use std::os::fd::AsRawFd;
 
 use crate::sys::tty::{self, Size};
 use crate::sys::{Named, fd};
 
 /// Device number of ptmx(4).
 const PTMX: (u64, u64) = (5, 2);
+
+/// The terminal that a process asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct TerminalRequest {
+    /// Its size; `None`: as the kernel makes it.
+    pub size: Option<Size>,
+    /// Whether a line that the process prints ends with \n alone: our own terminal adds the \r.
+    pub bare_newlines: bool,
+}
 
 /// Both ends of a container's terminal.
 #[derive(Debug)]
@@ -32,7 +41,7 @@ impl Terminal {
     /// # Errors
     ///
     /// No devpts is mounted there.
-    pub fn open(owner: u32, size: Option<Size>) -> Result<Self> {
+    pub fn open(owner: u32, request: TerminalRequest) -> Result<Self> {
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let master = open("/dev/pts/ptmx", flags, Mode::empty())
             .call(|| "open(\"/dev/pts/ptmx\")".into())
@@ -42,8 +51,13 @@ impl Terminal {
             bail!("/dev/pts/ptmx in the container is not the terminal multiplexer");
         }
         let slave = tty::open_peer(&master)?;
-        if let Some(size) = size {
+        if let Some(size) = request.size {
             tty::set_size(&slave, size).context("process.consoleSize")?;
+        }
+        if request.bare_newlines {
+            let mut settings = termios::tcgetattr(&slave).call(|| "tcgetattr".into())?;
+            settings.output_flags.remove(OutputFlags::ONLCR);
+            termios::tcsetattr(&slave, SetArg::TCSANOW, &settings).call(|| "tcsetattr".into())?;
         }
         nix::unistd::fchown(&slave, Some(Uid::from_raw(owner)), None)
             .call(|| format!("fchown(terminal, {owner})"))?;

@@ -13,12 +13,27 @@
 //! The decisions are libseccomp's (which is the oracle of our tests) with runc's additions: a call that is newer than
 //! every call the profile names fails with `ENOSYS` where the default action would not let it pass, so that programs
 //! fall back to an older call. As in runc since 1.2 this includes the native ABI where the profile lists none.
+//!
+//! There is no cache of filters: the profile that Kubernetes gives every container compiles to 205 instructions in 0.11
+//! to 0.14 ms. To find and read its filter in a file takes 0.05 to 0.07 ms, most of it for the profile's canonical form
+//! that names the file; and it would be a file to guard, to expire and to keep from lying. libseccomp needs 18 ms.
+//!
+//! Where this differs from libseccomp and runc:
+//! - Two rules that contradict each other are only refused where an ABI has the call; libseccomp also refuses them for
+//!   one that has not.
+//! - runc's `ENOSYS` starts after the greatest number that is not multiplexed on x86, ours after the greatest of all:
+//!   a call that the profile names never fails so.
+//! - `errnoRet` may be 4095; libseccomp takes 4094 at most.
+//! - libseccomp 2.5.4 drops rules, or compares the wrong half of an argument, in some filters with several comparisons
+//!   on one argument. That is not imitated (see `tests/seccomp/compare.rs`).
 
 mod arch;
 mod profile;
 mod program;
 mod search;
 mod table;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use anyhow::Result;
@@ -165,13 +180,20 @@ impl Section<'_> {
     /// Adds an ABI's calls; returns where numbers beyond them go, if not to the default action.
     fn calls(&self, program: &mut Program, ranges: &mut Ranges, abi: &Decisions) -> Result<Option<Target>> {
         let default = Target::Return(self.default);
+        let mut end = None;
         for (number, decision) in &abi.calls {
             let target = match decision {
                 Decision::Act(action) => Target::Return(*action),
                 Decision::Tree(level) => program.level(level, default)?,
             };
+            if let Some(end) = end.filter(|end| end != number) {
+                ranges.from(end, default);
+            }
             ranges.from(*number, target);
-            ranges.from(number + 1, default);
+            end = Some(number + 1);
+        }
+        if let Some(end) = end {
+            ranges.from(end, default);
         }
         match abi.greatest {
             Some(greatest) if self.stub => {

@@ -41,6 +41,16 @@ struct Call<'a> {
     row: Option<usize>,
 }
 
+/// A number by which a call of the profile can be made.
+#[derive(Eq, Ord, PartialEq, PartialOrd)]
+struct Use {
+    number: u32,
+    /// Index of the call.
+    call: usize,
+    /// Where the number is `socketcall(2)` or `ipc(2)`: the first argument that stands for the call.
+    first: Option<u32>,
+}
+
 /// What a profile says of one ABI.
 pub(super) struct Decisions {
     /// Sorted by number.
@@ -67,11 +77,13 @@ impl<'a> Profile<'a> {
             calls: Vec::new(),
         };
         let mut unknown = Vec::new();
+        let mut last = 0;
         for (rule, syscall) in profile.syscalls().iter().flatten().enumerate() {
             resolved.rules.push(check_rule(rule, syscall)?);
             resolved.notify |= syscall.action() == Action::ScmpActNotify;
             for name in syscall.names() {
-                let row = table::find(name);
+                let row = table::find(name, last);
+                last = row.unwrap_or(last);
                 if row.is_none() && !ABIS.iter().any(|abi| multiplexed(abi, name).is_some()) {
                     unknown.push(name.clone());
                     continue;
@@ -85,29 +97,28 @@ impl<'a> Profile<'a> {
     /// The decisions for the ABI of a column of the table.
     pub(super) fn decisions(&self, column: usize) -> Result<Decisions> {
         let abi = &ABIS[column];
-        let mut rules = Vec::with_capacity(self.calls.len());
-        for call in &self.calls {
-            let direct = call
-                .row
-                .and_then(|row| table::number(row, column))
-                .map(|number| number | abi.bit);
-            if let Some((number, first)) = multiplexed(abi, call.name) {
-                rules.push((number, Some(first), call));
+        let mut uses = Vec::with_capacity(self.calls.len());
+        let mut greatest = 0;
+        for (call, Call { rule, name, row }) in self.calls.iter().enumerate() {
+            let mut add = |number: u32, first| {
+                greatest = number.max(greatest);
+                if self.rules[*rule].action != self.default {
+                    uses.push(Use { number, call, first });
+                }
+            };
+            if let Some(number) = row.and_then(|row| table::number(row, column)) {
+                add(number | abi.bit, None);
             }
-            rules.extend(direct.map(|number| (number, None, call)));
+            if let Some((number, first)) = multiplexed(abi, name) {
+                add(number, Some(first));
+            }
         }
-        rules.sort_by_key(|(number, ..)| *number);
-        // runc takes 0 for "none", too.
-        let greatest = rules
-            .last()
-            .map(|(number, ..)| *number)
-            .filter(|number| *number != 0);
-        let mut calls: Vec<(u32, Decision)> = Vec::with_capacity(rules.len());
-        for (number, first, call) in rules {
+        // By number, then in the profile's order.
+        uses.sort_unstable();
+        let mut calls: Vec<(u32, Decision)> = Vec::with_capacity(uses.len());
+        for Use { number, call, first } in uses {
+            let call = &self.calls[call];
             let rule = &self.rules[call.rule];
-            if rule.action == self.default {
-                continue;
-            }
             for conditions in &rule.alternatives {
                 let decision = Decision::new(&with_first(conditions, first), rule.action, abi.wide);
                 match calls.last_mut() {
@@ -118,6 +129,8 @@ impl<'a> Profile<'a> {
                 }
             }
         }
+        // runc takes 0 for "none", too.
+        let greatest = (greatest != 0).then_some(greatest);
         Ok(Decisions { calls, greatest })
     }
 }

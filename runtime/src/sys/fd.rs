@@ -18,16 +18,8 @@ pub const STDIN: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw(0) };
 // SAFETY: as STDIN.
 pub const STDOUT: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw(1) };
 
-/// Marks every descriptor from `first` on close-on-exec (close_range(2), `CLOSE_RANGE_CLOEXEC`, Linux 5.11).
-pub fn close_on_exec_from(first: RawFd) -> Result<()> {
-    // SAFETY: takes no pointers; descriptors stay open, so no owner loses one.
-    let returned =
-        unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    checked(returned, || format!("close_range({first}, CLOEXEC)")).map(drop)
-}
-
 /// Closes every descriptor from `first` on but those of `kept`, for a process that will end without running any
-/// destructor: descriptors are closed under the feet of their owners.
+/// destructor: descriptors are closed under the feet of their owners (close_range(2), Linux 5.9).
 pub fn close_all_but(first: RawFd, kept: &[RawFd]) -> Result<()> {
     let mut kept: Vec<RawFd> = kept.iter().copied().filter(|fd| *fd >= first).collect();
     kept.sort_unstable();
@@ -49,13 +41,6 @@ pub fn close_all_but(first: RawFd, kept: &[RawFd]) -> Result<()> {
 pub fn is_inherited(fd: RawFd) -> bool {
     // SAFETY: F_GETFD only reads a flag and accepts any number.
     unsafe { libc::fcntl(fd, libc::F_GETFD) == 0 }
-}
-
-/// Lets the descriptor with this number survive an `execve`.
-pub fn keep_on_exec(fd: RawFd) -> Result<()> {
-    // SAFETY: F_SETFD changes only a flag and accepts any number.
-    let returned = unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
-    checked(returned.into(), || format!("fcntl({fd}, F_SETFD)")).map(drop)
 }
 
 /// Sends bytes (at least one) with descriptors (`SCM_RIGHTS`, unix(7)). A peer that is gone is an error, no signal.

@@ -47,6 +47,34 @@ pub fn exit(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
+/// Overwrites the environment that this process was started with, and has none from here on: a container can read it in
+/// `/proc/<pid>/environ` while a process of ours becomes its own, and it is the caller's.
+pub fn wipe_environment() {
+    unsafe extern "C" {
+        static mut environ: *mut *mut libc::c_char;
+    }
+    // SAFETY: with a single thread nobody reads or changes the environment meanwhile.
+    let mut entry = unsafe { environ };
+    if entry.is_null() {
+        return;
+    }
+    loop {
+        // SAFETY: the array ends with a null pointer, which ends this loop.
+        let variable = unsafe { *entry };
+        if variable.is_null() {
+            break;
+        }
+        // SAFETY: each entry is a NUL-terminated string.
+        let length = unsafe { libc::strlen(variable) };
+        // SAFETY: it is in writable memory, the process' stack or setenv's heap, and nobody else uses it.
+        unsafe { std::ptr::write_bytes(variable, 0, length) };
+        // SAFETY: at most the null pointer at the end of the array.
+        entry = unsafe { entry.add(1) };
+    }
+    // SAFETY: as above; an empty environment is a null pointer.
+    unsafe { environ = std::ptr::null_mut() };
+}
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {

@@ -122,6 +122,57 @@ fn a_profile_of_an_engine_decides_as_libseccomp_in_a_short_program() {
     assert!(longest < Some(25), "{longest:?} instructions for one call");
 }
 
+/// The profile of podman, cri-o and buildah for a container with their default capabilities, as these filter it: rules
+/// for other architectures, and for capabilities that the container has or lacks, are left out.
+fn distributed_profile() -> Option<LinuxSeccomp> {
+    const PATH: &str = "/usr/share/containers/seccomp.json";
+    const CAPABILITIES: [&str; 3] = ["CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_SYS_CHROOT"];
+    let Ok(text) = std::fs::read(PATH) else {
+        println!("left out: there is no {PATH} (package golang-github-containers-common)");
+        return None;
+    };
+    let mut profile: serde_json::Value = serde_json::from_slice(&text).expect("the profile is JSON");
+    let texts = |value: &serde_json::Value| -> Vec<String> {
+        value
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|text| text.as_str().map(str::to_owned))
+            .collect()
+    };
+    let has = |capability: &String| CAPABILITIES.contains(&capability.as_str());
+    profile["syscalls"].as_array_mut().expect("rules").retain(|rule| {
+        let arches = texts(&rule["includes"]["arches"]);
+        (arches.is_empty() || arches.iter().any(|arch| arch == "amd64"))
+            && texts(&rule["includes"]["caps"]).iter().all(has)
+            && !texts(&rule["excludes"]["caps"]).iter().any(has)
+    });
+    profile["architectures"] = serde_json::json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]);
+    Some(serde_json::from_value(profile).expect("a profile"))
+}
+
+#[test]
+fn the_distributed_profile_decides_as_libseccomp_in_a_short_program() {
+    let Some(profile) = distributed_profile() else {
+        return;
+    };
+    let mut tally = Tally::default();
+    compare(
+        &mut Oracle::start(),
+        &mut Random::new(7),
+        &profile,
+        true,
+        &mut tally,
+    );
+    assert_eq!(
+        (tally.refused, tally.confused, tally.wrong, tally.hung),
+        (0, 0, 0, 0)
+    );
+    assert!(tally.calls > 10_000);
+    let program = seccomp::compile(&profile).expect("compile").program;
+    assert!(program.len() < 250, "{} instructions", program.len());
+}
+
 #[test]
 fn the_kernel_decides_as_the_interpreter() {
     let mut random = Random::new(6);

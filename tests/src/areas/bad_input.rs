@@ -306,7 +306,7 @@ test!(
         refused(
             t,
             &t.bundle().set("/process/rlimits", limits),
-            &["RLIMIT_NOFILE", "200", "100"],
+            &["process.rlimits", "200", "100"],
         )
     }
 );

@@ -292,6 +292,8 @@ const BASIC: &[&str] = &[
     "statx",
     "seccomp",
     "pipe2",
+    "sendmsg",
+    "recvmsg",
 ];
 
 test!(

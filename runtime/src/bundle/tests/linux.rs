@@ -71,7 +71,7 @@ fn mappings_are_checked_before_the_kernel_says_einval() {
     is(
         &one,
         &overlap,
-        "linux.gidMappings[0].containerID: 5: overlaps linux.gidMappings[1]",
+        "linux.gidMappings[1].containerID: 0: overlaps linux.gidMappings[0]",
     );
     let many: Vec<Value> = (0..341)
         .map(|i| json!({"containerID": i, "hostID": i, "size": 1}))

@@ -1,9 +1,9 @@
 //! A connection to systemd: blocking, one thread, a deadline on everything.
 //!
 //! ```text
-//! connect -> "\0AUTH EXTERNAL <uid>\r\nBEGIN\r\n" + Hello + AddMatch(JobRemoved), in one write
-//!         <- "OK <guid>\r\n", answers
-//! call    -> StartTransientUnit | StopUnit     <- the job's path
+//! -> "\0AUTH EXTERNAL <uid>\r\nBEGIN\r\n" + Hello + AddMatch(JobRemoved) + the first call, to a bus in one write
+//!                                              <- "OK <guid>\r\n", answers
+//! -> StartTransientUnit | StopUnit             <- the job's path
 //!         <- JobRemoved(id, path, unit, "done" | "failed" | ...)
 //! ```
 //!
@@ -54,6 +54,12 @@ struct Ended {
 pub(super) struct Bus {
     socket: UnixStream,
     received: Vec<u8>,
+    /// What is to be sent before the next call.
+    greeting: Vec<u8>,
+    /// The last serial of the greeting.
+    greeted: u32,
+    /// Whether the peer has taken us for who we are.
+    known: bool,
     serial: u32,
     /// On systemd's own socket nobody is named.
     on_bus: bool,
@@ -74,40 +80,47 @@ impl Bus {
         let mut bus = Self {
             socket,
             received: Vec::new(),
+            greeting: Vec::new(),
+            greeted: 0,
+            known: false,
             serial: 0,
             on_bus,
             ended: Vec::new(),
             deadline,
         };
-        bus.introduce().context("D-Bus: authentication")?;
+        bus.greet();
         Ok(bus)
     }
 
-    fn introduce(&mut self) -> Result<()> {
+    /// Everything up to the first call, which needs no answer to be sent.
+    fn greet(&mut self) {
         let uid: String = geteuid()
             .to_string()
             .bytes()
             .map(|digit| format!("{digit:02x}"))
             .collect();
-        let mut hello = format!("\0AUTH EXTERNAL {uid}\r\nBEGIN\r\n").into_bytes();
-        let mut last = 0;
-        if self.on_bus {
-            let mut rule = Encoder::default();
-            rule.text(JOB_REMOVED);
-            for (member, signature, body) in [("Hello", "", Encoder::default()), ("AddMatch", "s", rule)] {
-                let call = Call {
-                    destination: Some("org.freedesktop.DBus"),
-                    path: "/org/freedesktop/DBus",
-                    interface: "org.freedesktop.DBus",
-                    member,
-                    signature,
-                    body,
-                };
-                last = self.next_serial();
-                hello.extend(call.encode(last));
-            }
+        self.greeting = format!("\0AUTH EXTERNAL {uid}\r\nBEGIN\r\n").into_bytes();
+        if !self.on_bus {
+            return;
         }
-        self.send(&hello)?;
+        let mut rule = Encoder::default();
+        rule.text(JOB_REMOVED);
+        for (member, signature, body) in [("Hello", "", Encoder::default()), ("AddMatch", "s", rule)] {
+            let call = Call {
+                destination: Some("org.freedesktop.DBus"),
+                path: "/org/freedesktop/DBus",
+                interface: "org.freedesktop.DBus",
+                member,
+                signature,
+                body,
+            };
+            self.greeted = self.next_serial();
+            self.greeting.extend(call.encode(self.greeted));
+        }
+    }
+
+    /// Reads the answer to the authentication: a line, before the first message.
+    fn be_known(&mut self) -> Result<()> {
         let line = loop {
             if let Some(end) = self.received.windows(2).position(|pair| pair == b"\r\n") {
                 break self.received.drain(..end + 2).collect::<Vec<_>>();
@@ -115,11 +128,12 @@ impl Bus {
             self.receive()?;
         };
         if !line.starts_with(b"OK ") {
-            bail!("refused: {:?}", String::from_utf8_lossy(&line).trim_end());
+            bail!(
+                "D-Bus: authentication: refused: {:?}",
+                String::from_utf8_lossy(&line).trim_end()
+            );
         }
-        if self.on_bus {
-            self.answer(last)?;
-        }
+        self.known = true;
         Ok(())
     }
 
@@ -140,7 +154,15 @@ impl Bus {
             body,
         };
         let serial = self.next_serial();
-        self.send(&call.encode(serial))?;
+        let mut bytes = std::mem::take(&mut self.greeting);
+        if !self.on_bus && !self.known {
+            // systemd would not look at a message that came together with BEGIN before the next one comes (seen: 257).
+            self.send(&bytes)?;
+            bytes.clear();
+            self.be_known()?;
+        }
+        bytes.extend(call.encode(serial));
+        self.send(&bytes)?;
         self.answer(serial)
     }
 
@@ -201,7 +223,9 @@ impl Bus {
     fn answer(&mut self, serial: u32) -> Result<Incoming> {
         loop {
             let Some(message) = self.next()? else { continue };
-            if message.reply_to != serial {
+            // Of the greeting's answers only a refusal is of interest.
+            let refused = message.kind == Kind::Error && message.reply_to <= self.greeted;
+            if message.reply_to != serial && !refused {
                 continue;
             }
             if message.kind == Kind::Error {
@@ -218,6 +242,9 @@ impl Bus {
 
     /// Reads one message; the end of a job is put aside.
     fn next(&mut self) -> Result<Option<Incoming>> {
+        if !self.known {
+            self.be_known()?;
+        }
         let message = loop {
             if let Some(message) = Incoming::take(&mut self.received)? {
                 break message;

@@ -5,7 +5,7 @@
 //! clone            the child waits at the gate, in our own cgroup
 //! Cgroup::attach   StartTransientUnit(scope, PIDs=[child], Slice, Delegate, limits) -> JobRemoved "done"
 //! Cgroup::apply    SetUnitProperties (on update), then the files themselves, with exact values
-//! Cgroup::remove   StopUnit, ResetFailedUnit
+//! Cgroup::remove   StopUnit, ResetFailedUnit, where systemd has not noticed by itself that all have ended
 //! ```
 //!
 //! The process is named by its id: it is our child and not collected, so the id can't become another's.
@@ -115,6 +115,8 @@ impl Cgroup {
             ("IOAccounting", Value::Bool(true)),
             ("TasksAccounting", Value::Bool(true)),
             ("DefaultDependencies", Value::Bool(false)),
+            // A unit that failed (a process was killed for memory) is forgotten like any other, without being asked.
+            ("CollectMode", Value::Text("inactive-or-failed".to_owned())),
         ];
         if let Some(annotations) = annotations {
             all.extend(annotations::properties(annotations)?);
@@ -194,6 +196,10 @@ pub(super) fn stop(cgroup: &Cgroup, deadline: Instant) -> Result<()> {
         return Ok(());
     };
     if cgroup.made.is_awaited() {
+        return Ok(());
+    }
+    if !cgroup.exists() {
+        // systemd has seen the last process end, and cleaned up by itself.
         return Ok(());
     }
     // Or systemd would ask the processes first, and wait for TimeoutStopSec.

@@ -217,13 +217,25 @@ fn parse_error(raw: &[u8], error: &serde_json::Error) -> anyhow::Error {
     }
 }
 
+/// Escapes control characters: oci-spec's messages repeat values as they are.
+fn one_line(text: &str) -> String {
+    let escape = |c: char| {
+        if c.is_control() {
+            c.escape_default().collect()
+        } else {
+            String::from(c)
+        }
+    };
+    text.chars().map(escape).collect()
+}
+
 /// Puts serde's message about a value into our words: the value first, then what to do.
 fn explain(path: &str, text: &str) -> String {
     let Some((value, expected)) = text
         .strip_prefix("unknown variant `")
         .and_then(|rest| rest.split_once("`, "))
     else {
-        return text.to_string();
+        return one_line(text);
     };
     let last = path.rsplit(['.', '[']).next().unwrap_or("");
     let kind = match last {

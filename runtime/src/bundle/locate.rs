@@ -121,12 +121,6 @@ fn blank_element(json: &mut [u8], token: Range<usize>) {
     }
 }
 
-/// The text of a JSON string token; what is not valid JSON is kept as it stands.
-fn unescape(token: &[u8]) -> String {
-    let text = String::from_utf8_lossy(token);
-    serde_json::from_str(&text).unwrap_or_else(|_| text.into_owned())
-}
-
 /// Calls `visit` with the nesting and the bytes of each token, until it breaks or the text ends. Takes any bytes: what
 /// is no JSON gives odd tokens, never a panic, and no recursion.
 fn walk<'a>(json: &'a [u8], mut visit: impl FnMut(&[Frame<'a>], Range<usize>) -> ControlFlow<()>) {

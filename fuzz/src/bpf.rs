@@ -49,7 +49,11 @@ impl Call {
         for argument in &mut arguments {
             *argument = profile::interesting(input, profile)?;
         }
-        Ok(Self { number, arch, arguments })
+        Ok(Self {
+            number,
+            arch,
+            arguments,
+        })
     }
 
     /// The 32-bit word at a byte offset of the structure; little endian.
@@ -60,7 +64,11 @@ impl Call {
             8 | 12 => 0, // instruction pointer
             _ => {
                 let argument = self.arguments[(offset as usize - 16) / 8];
-                if offset.is_multiple_of(8) { argument as u32 } else { (argument >> 32) as u32 }
+                if offset.is_multiple_of(8) {
+                    argument as u32
+                } else {
+                    (argument >> 32) as u32
+                }
             }
         }
     }
@@ -83,7 +91,10 @@ pub fn check(program: &[Instruction]) -> std::result::Result<(), String> {
             _ => false,
         };
         if !good {
-            return Err(format!("instruction {at} of {}: {code:#x} {jt} {jf} {k:#x}", program.len()));
+            return Err(format!(
+                "instruction {at} of {}: {code:#x} {jt} {jf} {k:#x}",
+                program.len()
+            ));
         }
     }
     match program.last() {

@@ -3,8 +3,8 @@
 use crate::bpf::{Call, I386, X86_64};
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use oci_spec::runtime::{
-    Arch, LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompBuilder,
-    LinuxSeccompOperator as Operator, LinuxSyscall, LinuxSyscallBuilder,
+    Arch, LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompArgBuilder,
+    LinuxSeccompBuilder, LinuxSeccompOperator as Operator, LinuxSyscall, LinuxSyscallBuilder,
 };
 
 /// Names with their number on x86_64, where they have one.
@@ -61,7 +61,17 @@ const OPERATORS: &[Operator] = &[
     Operator::ScmpCmpNe,
 ];
 
-const VALUES: &[u64] = &[0, 1, 2, 0x7e02_0000, 0xffff_ffff, 1 << 32, (1 << 32) + 1, u64::MAX - 1, u64::MAX];
+const VALUES: &[u64] = &[
+    0,
+    1,
+    2,
+    0x7e02_0000,
+    0xffff_ffff,
+    1 << 32,
+    (1 << 32) + 1,
+    u64::MAX - 1,
+    u64::MAX,
+];
 
 /// What `SECCOMP_RET_ERRNO | ENOSYS` is.
 const ENOSYS: u32 = 0x0005_0000 | 38;
@@ -69,7 +79,12 @@ const ENOSYS: u32 = 0x0005_0000 | 38;
 /// A profile of up to 24 rules.
 pub fn random(input: &mut Unstructured<'_>) -> Result<LinuxSeccomp> {
     let mut architectures = Vec::new();
-    for arch in [Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32, Arch::ScmpArchAarch64] {
+    for arch in [
+        Arch::ScmpArchX86_64,
+        Arch::ScmpArchX86,
+        Arch::ScmpArchX32,
+        Arch::ScmpArchAarch64,
+    ] {
         if input.ratio(1, 2)? {
             architectures.push(arch);
         }
@@ -93,7 +108,9 @@ fn rule(input: &mut Unstructured<'_>) -> Result<LinuxSyscall> {
     for _ in 0..=input.int_in_range(0..=3)? {
         names.push(input.choose(NAMES)?.0.to_owned());
     }
-    let mut builder = LinuxSyscallBuilder::default().names(names).action(*input.choose(ACTIONS)?);
+    let mut builder = LinuxSyscallBuilder::default()
+        .names(names)
+        .action(*input.choose(ACTIONS)?);
     if input.ratio(1, 2)? {
         builder = builder.errno_ret(errno(input)?);
     }
@@ -108,7 +125,11 @@ fn rule(input: &mut Unstructured<'_>) -> Result<LinuxSyscall> {
 }
 
 fn argument(input: &mut Unstructured<'_>) -> Result<LinuxSeccompArg> {
-    let index: usize = if input.ratio(1, 64)? { 6 } else { input.int_in_range(0..=5)? };
+    let index: usize = if input.ratio(1, 64)? {
+        6
+    } else {
+        input.int_in_range(0..=5)?
+    };
     let argument = LinuxSeccompArgBuilder::default()
         .index(index)
         .value(value(input)?)
@@ -118,22 +139,39 @@ fn argument(input: &mut Unstructured<'_>) -> Result<LinuxSeccompArg> {
 }
 
 fn errno(input: &mut Unstructured<'_>) -> Result<u32> {
-    Ok(if input.ratio(1, 64)? { 65_536 } else { input.int_in_range(0..=40)? })
+    Ok(if input.ratio(1, 64)? {
+        65_536
+    } else {
+        input.int_in_range(0..=40)?
+    })
 }
 
 fn value(input: &mut Unstructured<'_>) -> Result<u64> {
-    if input.ratio(1, 8)? { input.arbitrary() } else { input.choose(VALUES).copied() }
+    if input.ratio(1, 8)? {
+        input.arbitrary()
+    } else {
+        input.choose(VALUES).copied()
+    }
 }
 
 /// A value near one that the profile compares with, or any.
 pub fn interesting(input: &mut Unstructured<'_>, profile: &LinuxSeccomp) -> Result<u64> {
-    let args: Vec<&LinuxSeccompArg> =
-        profile.syscalls().iter().flatten().filter_map(|rule| rule.args().as_ref()).flatten().collect();
+    let args: Vec<&LinuxSeccompArg> = profile
+        .syscalls()
+        .iter()
+        .flatten()
+        .filter_map(|rule| rule.args().as_ref())
+        .flatten()
+        .collect();
     if args.is_empty() || input.ratio(1, 4)? {
         return value(input);
     }
     let arg = input.choose(&args)?;
-    let base = if input.arbitrary()? { arg.value() } else { arg.value_two().unwrap_or(0) };
+    let base = if input.arbitrary()? {
+        arg.value()
+    } else {
+        arg.value_two().unwrap_or(0)
+    };
     Ok(base.wrapping_add(input.int_in_range(0..=2)?).wrapping_sub(1))
 }
 
@@ -149,10 +187,15 @@ pub fn decisions(profile: &LinuxSeccomp, call: &Call) -> Vec<u32> {
         I386 if listed(Arch::ScmpArchX86) => return vec![],
         _ => return vec![0], // an ABI the profile does not know of: kill
     }
-    let default = profile.default_action().as_u32(data(profile.default_action(), profile.default_errno_ret()));
+    let default = profile
+        .default_action()
+        .as_u32(data(profile.default_action(), profile.default_errno_ret()));
     let (mut allowed, mut greatest) = (Vec::new(), None);
     for rule in profile.syscalls().iter().flatten() {
-        let numbers = rule.names().iter().filter_map(|name| NAMES.iter().find(|(n, _)| n == name)?.1);
+        let numbers = rule
+            .names()
+            .iter()
+            .filter_map(|name| NAMES.iter().find(|(n, _)| n == name)?.1);
         greatest = greatest.max(numbers.clone().max());
         let action = rule.action().as_u32(data(rule.action(), rule.errno_ret()));
         if action != default && numbers.clone().any(|n| n == call.number) && matches(rule, call) {
@@ -161,7 +204,9 @@ pub fn decisions(profile: &LinuxSeccomp, call: &Call) -> Vec<u32> {
     }
     if allowed.is_empty() {
         let passes = [Action::ScmpActAllow, Action::ScmpActLog, Action::ScmpActTrace];
-        let newer = greatest.is_some_and(|g| call.number > g) && !passes.contains(&profile.default_action());
+        // As in runc, a profile that names nothing but call 0 names nothing.
+        let newer = greatest.is_some_and(|g| g != 0 && call.number > g);
+        let newer = newer && !passes.contains(&profile.default_action());
         allowed.push(if newer { ENOSYS } else { default });
     }
     allowed
@@ -174,7 +219,10 @@ fn data(action: Action, errno: Option<u32>) -> Option<u32> {
 /// All conditions of a rule, or any where two are on one argument (as in runc).
 fn matches(rule: &LinuxSyscall, call: &Call) -> bool {
     let args: Vec<_> = rule.args().iter().flatten().collect();
-    let twice = args.iter().enumerate().any(|(i, a)| args[..i].iter().any(|b| a.index() == b.index()));
+    let twice = args
+        .iter()
+        .enumerate()
+        .any(|(i, a)| args[..i].iter().any(|b| a.index() == b.index()));
     let holds = |arg: &&LinuxSeccompArg| {
         let (is, value) = (call.arguments[arg.index()], arg.value());
         match arg.op() {
@@ -187,5 +235,9 @@ fn matches(rule: &LinuxSyscall, call: &Call) -> bool {
             Operator::ScmpCmpNe => is != value,
         }
     };
-    if twice { args.iter().any(holds) } else { args.iter().all(holds) }
+    if twice {
+        args.iter().any(holds)
+    } else {
+        args.iter().all(holds)
+    }
 }

@@ -22,7 +22,10 @@ fn one(input: &mut Unstructured<'_>) -> Result<()> {
             return Ok(());
         }
     };
-    assert!(filter == seccomp::compile(&profile).expect("compiles again"), "the same profile, another program");
+    assert!(
+        filter == seccomp::compile(&profile).expect("compiles again"),
+        "the same profile, another program"
+    );
     let program: Vec<_> = filter.program.iter().map(|i| (i.code, i.jt, i.jf, i.k)).collect();
     bpf::check(&program).expect("a program that the kernel takes");
     // Calls that the profile is about, with arguments that it compares with, and others.

@@ -399,6 +399,10 @@ def top_calls(text):
 
 def main():
     view, work, n, sections, *contestants = sys.argv[1:]
+    # The same environment for all, whatever the caller has: RUST_BACKTRACE alone costs rtc 0.8 ms where an error is made.
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    os.environ.clear()
+    os.environ.update(PATH=path, HOME="/root", LANG="C.UTF-8")
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     contest = Contest(view, work, int(n), dict(c.split("=", 1) for c in contestants))
     rows = {}

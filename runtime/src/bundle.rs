@@ -174,6 +174,7 @@ fn parse<T: DeserializeOwned>(raw: &mut Vec<u8>, process: &[&str]) -> Result<(T,
     let value = parse_json(&cleaned)?;
     *raw = cleaned;
     let prefix: String = process.iter().map(|p| format!("{p}.")).collect();
+    let names: Vec<String> = names.iter().map(|name| name.escape_debug().to_string()).collect();
     let warning = format!(
         "{prefix}capabilities: ignored, not known to rtc: {}",
         names.join(", ")
@@ -216,13 +217,25 @@ fn parse_error(raw: &[u8], error: &serde_json::Error) -> anyhow::Error {
     }
 }
 
+/// Escapes control characters: oci-spec's messages repeat values as they are.
+fn one_line(text: &str) -> String {
+    let escape = |c: char| {
+        if c.is_control() {
+            c.escape_default().collect()
+        } else {
+            String::from(c)
+        }
+    };
+    text.chars().map(escape).collect()
+}
+
 /// Puts serde's message about a value into our words: the value first, then what to do.
 fn explain(path: &str, text: &str) -> String {
     let Some((value, expected)) = text
         .strip_prefix("unknown variant `")
         .and_then(|rest| rest.split_once("`, "))
     else {
-        return text.to_string();
+        return one_line(text);
     };
     let last = path.rsplit(['.', '[']).next().unwrap_or("");
     let kind = match last {

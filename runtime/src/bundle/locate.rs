@@ -51,11 +51,13 @@ pub(super) fn path_at(json: &[u8], line: usize, column: usize) -> String {
 pub(super) fn without_unknown_capabilities(json: &[u8], under: &[&str]) -> Option<(Vec<u8>, Vec<String>)> {
     let mut unknown = Vec::new();
     walk(json, |frames, token| {
-        if json[token.start] == b'"' && in_capability_set(frames, under) {
-            let name = unescape(&json[token.clone()]);
-            if !is_capability(&name) {
-                unknown.push((token, name));
-            }
+        // What is no JSON string stays, for the parser to refuse.
+        if json[token.start] == b'"'
+            && in_capability_set(frames, under)
+            && let Ok(name) = serde_json::from_slice::<String>(&json[token.clone()])
+            && !is_capability(&name)
+        {
+            unknown.push((token, name));
         }
         ControlFlow::Continue(())
     });
@@ -117,12 +119,6 @@ fn blank_element(json: &mut [u8], token: Range<usize>) {
     {
         json[i] = b' ';
     }
-}
-
-/// The text of a JSON string token; what is not valid JSON is kept as it stands.
-fn unescape(token: &[u8]) -> String {
-    let text = String::from_utf8_lossy(token);
-    serde_json::from_str(&text).unwrap_or_else(|_| text.into_owned())
 }
 
 /// Calls `visit` with the nesting and the bytes of each token, until it breaks or the text ends. Takes any bytes: what

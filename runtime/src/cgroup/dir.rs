@@ -17,7 +17,7 @@ use crate::sys::{Errno, Error, Named as _, Result};
 const SHOWN_VALUE: usize = 80;
 
 /// The links to a directory without directories: its name, and its own `.`.
-const CHILDLESS: u64 = 2;
+const CHILDLESS: libc::nlink_t = 2;
 
 /// A cgroup directory, open with `O_PATH`: enough for `openat`, `mkdirat` and `CLONE_INTO_CGROUP`.
 #[derive(Debug)]

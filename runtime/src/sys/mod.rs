@@ -62,12 +62,10 @@ impl<T> Named<T> for std::io::Result<T> {
 
 /// The result of `libc::syscall`: -1 with `errno`, or a value.
 pub(crate) fn checked(returned: libc::c_long, call: impl FnOnce() -> String) -> Result<libc::c_long> {
-    if returned == -1 {
-        Err(Error {
-            call: call(),
-            errno: Errno::last(),
-        })
-    } else {
-        Ok(returned)
+    if returned != -1 {
+        return Ok(returned);
     }
+    // Before the text is made, which may itself make system calls.
+    let errno = Errno::last();
+    Err(Error { call: call(), errno })
 }

@@ -9,6 +9,7 @@ mod devices;
 mod exec;
 mod hooks;
 mod idmapped_mounts;
+mod kill;
 mod lifecycle;
 mod mounts;
 mod namespaces;

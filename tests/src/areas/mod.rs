@@ -1,5 +1,6 @@
 //! The tests, one file per area.
 
+mod attributes;
 mod bad_input;
 mod cgroups;
 mod command_line;

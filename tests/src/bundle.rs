@@ -16,7 +16,7 @@ const DEFAULT_CONFIG: &str = include_str!("config.json");
 
 /// The applets of busybox that are linked into each rootfs.
 const APPLETS: &str = "[ arp awk cat chmod chown chroot cp cut dd df dirname du echo env expr false find free grep groups \
-    head hostname id ifconfig ip kill ln ls mkdir mkfifo mknod mount mountpoint mv nc nice nohup od ping printenv \
+    head hostname id ifconfig ionice ip kill ln ls mkdir mkfifo mknod mount mountpoint mv nc nice nohup od ping printenv \
     printf ps pwd readlink realpath renice rm rmdir sed seq setsid sh sleep sort stat stty sync tail tee test timeout \
     top touch tr true truncate tty umount uname uniq unshare wc which whoami xargs yes";
 

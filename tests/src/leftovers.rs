@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
@@ -10,7 +9,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 use crate::host::{cgroup::Cgroup, mounts, process};
-use crate::wait::within;
+use crate::wait::{DEADLINE, within};
 
 /// What belongs to one test and must be empty after it.
 pub(crate) struct Belongings<'a> {
@@ -26,7 +25,7 @@ impl Belongings<'_> {
     /// Names everything that is still there, after giving it time to go: a killed process or a cgroup that empties
     /// is not gone at once.
     pub(crate) fn leftovers(&self) -> Vec<String> {
-        let gone = within(Duration::from_secs(20), "nothing left", || {
+        let gone = within(DEADLINE, "nothing left", || {
             reap();
             Ok(self.find().is_empty().then_some(()))
         });
@@ -90,7 +89,7 @@ impl Belongings<'_> {
                 .for_each(kill_now);
         }
         let own = std::process::id().cast_signed();
-        let _ = within(Duration::from_secs(20), "processes to die", || {
+        let _ = within(DEADLINE, "processes to die", || {
             reap();
             let alive = process::descendants(own);
             alive.iter().copied().for_each(kill_now);
@@ -131,7 +130,7 @@ fn collect_directories(parent: &Path, found: &mut Vec<PathBuf>) {
 fn remove_cgroups(directories: &[PathBuf]) -> Vec<String> {
     let mut stuck = Vec::new();
     for directory in directories {
-        let removed = within(Duration::from_secs(10), "cgroup to go", || {
+        let removed = within(DEADLINE, "cgroup to go", || {
             let _ = fs::remove_dir(directory);
             Ok((!directory.exists()).then_some(()))
         });

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 pub(crate) fn main(name: &str, args: &[&str]) -> Result<ExitCode> {
     match (name, args) {
         ("fds", []) => open_descriptors()?,
+        ("keyring", []) => println!("{}", crate::sys::session_keyring().unwrap_or(0)),
         ("notify", [message]) => notify(message)?,
         ("call", [number]) => println!("{}", crate::sys::call_by_number(number.parse()?)),
         _ => bail!("no such payload: {name} {args:?}"),

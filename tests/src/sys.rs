@@ -63,3 +63,12 @@ pub(crate) fn call_by_number(number: i64) -> i32 {
         0
     }
 }
+
+/// Serial number of the session keyring (keyctl(2), KEYCTL_GET_KEYRING_ID); `None` where the kernel has no keyrings.
+pub(crate) fn session_keyring() -> Option<i64> {
+    const GET_KEYRING_ID: i64 = 0;
+    const SESSION_KEYRING: i64 = -3;
+    // SAFETY: this operation takes numbers only.
+    let id = unsafe { libc::syscall(libc::SYS_keyctl, GET_KEYRING_ID, SESSION_KEYRING, 0_i64) };
+    (id > 0).then_some(id)
+}

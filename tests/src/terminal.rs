@@ -36,14 +36,7 @@ impl Terminal {
 
     /// Waits for a runtime to connect to the console socket and send a master.
     pub(crate) fn receive(listener: &UnixListener) -> Result<Self> {
-        let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-        let timeout = PollTimeout::try_from(DEADLINE)?;
-        ensure!(
-            poll(&mut fds, timeout)? == 1,
-            "nobody connects to the console socket"
-        );
-        let (stream, _) = listener.accept()?;
-        let (_, mut descriptors) = sys::receive_descriptors(&stream)?;
+        let mut descriptors = receive(listener)?;
         ensure!(
             descriptors.len() == 1,
             "{} descriptors over the console socket",
@@ -111,4 +104,13 @@ pub(crate) fn listen(path: &Path) -> Result<UnixListener> {
         .join(std::os::fd::AsRawFd::as_raw_fd(&directory).to_string())
         .join(name);
     UnixListener::bind(&short).with_context(|| path.display().to_string())
+}
+
+/// Waits for a runtime to connect, and gives the descriptors it sends.
+pub(crate) fn receive(listener: &UnixListener) -> Result<Vec<OwnedFd>> {
+    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    let timeout = PollTimeout::try_from(DEADLINE)?;
+    ensure!(poll(&mut fds, timeout)? == 1, "nobody connects to the socket");
+    let (stream, _) = listener.accept()?;
+    Ok(sys::receive_descriptors(&stream)?.1)
 }

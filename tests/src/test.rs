@@ -114,14 +114,6 @@ impl Test {
         Ok(())
     }
 
-    /// Skips where `/sys/fs/cgroup` is cgroup v2.
-    pub(crate) fn needs_cgroup_v1(&self) -> Result<()> {
-        if cgroup::is_unified() {
-            self.skip("needs cgroup v1")?;
-        }
-        Ok(())
-    }
-
     /// Whether the runtime under test is ours, not a peer.
     pub(crate) fn is_ours(&self) -> bool {
         lists::peer(&self.rtc).is_none()
@@ -175,7 +167,7 @@ impl Test {
             cwd: None,
             stdin: None,
             terminal: None,
-            redirections: None,
+            shell: None,
             env: Vec::new(),
         };
         command.args(args)
@@ -206,7 +198,7 @@ pub(crate) struct Rtc<'t> {
     cwd: Option<PathBuf>,
     stdin: Option<Stdio>,
     terminal: Option<OwnedFd>,
-    redirections: Option<String>,
+    shell: Option<String>,
     env: Vec<(String, String)>,
 }
 
@@ -244,7 +236,14 @@ impl Rtc<'_> {
 
     /// Redirections as a shell writes them (`3</etc/group`), for descriptors the runtime inherits.
     pub(crate) fn redirect(mut self, redirections: &str) -> Self {
-        self.redirections = Some(redirections.to_owned());
+        self.shell = Some(format!("exec \"$@\" {redirections}"));
+        self
+    }
+
+    /// Passes descriptors as a service manager does: the redirections from 3 on, their number and the receiver's pid.
+    pub(crate) fn activate(mut self, count: u32, redirections: &str) -> Self {
+        let environment = format!("export LISTEN_FDS={count} LISTEN_PID=$$");
+        self.shell = Some(format!("{environment}; exec \"$@\" {redirections}"));
         self
     }
 
@@ -267,9 +266,8 @@ impl Rtc<'_> {
         if self.terminal.is_some() {
             words.extend(["/bin/busybox", "setsid", "-c"].map(OsString::from));
         }
-        if let Some(redirections) = &self.redirections {
-            let script = format!("exec \"$@\" {redirections}");
-            words.extend(["/bin/busybox", "sh", "-c", &script, "sh"].map(OsString::from));
+        if let Some(script) = &self.shell {
+            words.extend(["/bin/busybox", "sh", "-c", script, "sh"].map(OsString::from));
         }
         words.push(self.program.clone().into_os_string());
         words.extend(self.args.iter().cloned());

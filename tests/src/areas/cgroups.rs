@@ -512,3 +512,57 @@ test!(
         Ok(())
     }
 );
+
+test!(
+    fn cpu_burst_and_idle_are_set(t: &Test) -> Result {
+        t.needs_controller("cpu")?;
+        const BURST: Knob = Knob {
+            controller: "cpu",
+            v1: "cpu.cfs_burst_us",
+            v2: "cpu.max.burst",
+        };
+        const IDLE: Knob = Knob {
+            controller: "cpu",
+            v1: "cpu.idle",
+            v2: "cpu.idle",
+        };
+        let container = limited(
+            t,
+            json!({"cpu": {"quota": 50_000, "period": 100_000, "burst": 20_000}}),
+        )
+        .create()?;
+        ensure!(
+            container.cgroup.read(BURST)? == "20000",
+            "{}",
+            container.cgroup.read(BURST)?
+        );
+        let container = limited(t, json!({"cpu": {"idle": 1}})).create()?;
+        ensure!(
+            container.cgroup.read(IDLE)? == "1",
+            "{}",
+            container.cgroup.read(IDLE)?
+        );
+        Ok(())
+    }
+);
+
+test!(
+    fn events_reports_that_a_container_ran_out_of_memory_and_ends_with_it(t: &Test) -> Result {
+        t.needs_controller("memory")?;
+        let container = limited(t, json!({"memory": {"limit": 24 * MIB, "swap": 24 * MIB}})).start()?;
+        let events = t.command(["events", "--interval", "1s", &container.id]).spawn()?;
+        let stdout = events.stdout.clone();
+        until("the first statistics", || {
+            Ok(fs::read_to_string(&stdout)?.contains("stats").then_some(()))
+        })?;
+        container.exec(&["tail", "/dev/zero"])?.code(137)?;
+        until("the event", || {
+            Ok(fs::read_to_string(&stdout)?
+                .contains("\"type\":\"oom\"")
+                .then_some(()))
+        })?;
+        container.verb("delete", &["--force"])?.ok()?;
+        events.wait()?;
+        Ok(())
+    }
+);

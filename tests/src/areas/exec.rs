@@ -376,3 +376,91 @@ test!(
         Ok(())
     }
 );
+
+test!(
+    fn exec_in_a_sub_cgroup_runs_there(t: &Test) -> Result {
+        let container = t.bundle().sleeper().start()?;
+        for directory in container.cgroup.directories()? {
+            fs::create_dir(directory.join("sub"))?;
+            // A new v1 cpuset takes no process before it has cpus and memory nodes.
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                let (from, to) = (directory.join(file), directory.join("sub").join(file));
+                if !crate::host::cgroup::is_unified() && from.exists() {
+                    fs::write(to, fs::read(from)?)?;
+                }
+            }
+        }
+        let output = container
+            .exec_command(&["--cgroup", "sub"], &["cat", "/proc/self/cgroup"])
+            .run()?
+            .ok()?;
+        let wrong: Vec<&str> = output
+            .lines()
+            .into_iter()
+            .filter(|line| line.ends_with(":/"))
+            .collect();
+        // Hierarchies in which the runtime makes no cgroup stay as they are.
+        ensure!(
+            output.lines().iter().any(|line| line.ends_with(":/sub")) && wrong.len() <= 2,
+            "{output}"
+        );
+        container
+            .exec_command(&["--cgroup", "nonexistent"], &["true"])
+            .run()?
+            .fails_naming(&["nonexistent"])?;
+        container
+            .exec_command(&["--cgroup", "../../escape"], &["true"])
+            .run()?
+            .fails_naming(&["escape"])?;
+        Ok(())
+    }
+);
+
+test!(
+    fn exec_in_the_hosts_pid_namespace_ends_with_the_container(t: &Test) -> Result {
+        let container = t.bundle().without_namespace("pid").sleeper().start()?;
+        let pid_file = t.path("pid");
+        let flags = ["--detach", "--pid-file", &pid_file.to_string_lossy()];
+        container
+            .exec_command(&flags, &["sleep", "1000000"])
+            .run()?
+            .ok()?;
+        let pid = fs::read_to_string(&pid_file)?.parse()?;
+        container.verb("delete", &["--force"])?.ok()?;
+        until("the process to die", || {
+            Ok((!process::is_alive(pid)).then_some(()))
+        })
+    }
+);
+
+test!(
+    fn exec_sees_the_mounts_of_the_container(t: &Test) -> Result {
+        let container = t
+            .bundle()
+            .mount("/tmp", "tmpfs", "tmpfs", &[])
+            .sh("echo inside >/tmp/file; sleep 1000000")
+            .start()?;
+        until("the file", || {
+            Ok((container.exec(&["cat", "/tmp/file"])?.stdout == "inside\n").then_some(()))
+        })?;
+        container
+            .exec(&["sh", "-c", "touch /x 2>/dev/null || echo refused"])?
+            .prints("refused")?;
+        Ok(())
+    }
+);
+
+test!(
+    fn exec_outlives_the_runtime_when_detached_and_init_reaps_nothing_of_the_hosts(t: &Test) -> Result {
+        let container = t.bundle().sleeper().start()?;
+        let exec = container
+            .exec_command(&["--detach"], &["sh", "-c", "sleep 0.2; echo done >&2"])
+            .spawn()?;
+        let stderr = exec.stderr.clone();
+        exec.wait()?.ok()?;
+        until("the process to end by itself", || {
+            Ok(fs::read_to_string(&stderr)?.contains("done").then_some(()))
+        })?;
+        container.is("running")
+    }
+);

@@ -1,5 +1,6 @@
 //! The tests, one file per area.
 
+mod attributes;
 mod bad_input;
 mod cgroups;
 mod command_line;
@@ -9,6 +10,7 @@ mod devices;
 mod exec;
 mod hooks;
 mod idmapped_mounts;
+mod kill;
 mod lifecycle;
 mod mounts;
 mod namespaces;

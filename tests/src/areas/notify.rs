@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 
@@ -40,13 +40,17 @@ fn receive(listener: &UnixListener) -> Result<(Value, Vec<std::os::fd::OwnedFd>)
     );
     let (stream, _) = listener.accept()?;
     let (mut bytes, descriptors) = sys::receive_descriptors(&stream)?;
+    // The runtime may keep the connection open: the message ends where its JSON does.
     let mut stream = stream;
-    std::io::Read::read_to_end(&mut stream, &mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    Ok((
-        serde_json::from_str(&text).with_context(|| text.clone())?,
-        descriptors,
-    ))
+    loop {
+        if let Ok(state) = serde_json::from_slice(&bytes) {
+            return Ok((state, descriptors));
+        }
+        let mut more = [0; 4096];
+        let length = std::io::Read::read(&mut stream, &mut more)?;
+        ensure!(length > 0, "not JSON: {:?}", String::from_utf8_lossy(&bytes));
+        bytes.extend_from_slice(&more[..length]);
+    }
 }
 
 test!(

@@ -47,9 +47,24 @@ test!(
         let file = t.path("passed");
         fs::write(&file, "through descriptor 3\n")?;
         let bundle = t.bundle().sh("echo $LISTEN_FDS $LISTEN_PID; cat <&3");
-        let run = bundle.command("run", &[])?.env("LISTEN_FDS", "1");
-        let output = run.redirect(&format!("3<{}", file.display())).run()?.ok()?;
+        let run = bundle
+            .command("run", &[])?
+            .activate(1, &format!("3<{}", file.display()));
+        let output = run.run()?.ok()?;
         ensure!(output.lines() == ["1 1", "through descriptor 3"], "{output}");
+        Ok(())
+    }
+);
+
+test!(
+    fn descriptors_meant_for_another_process_are_not_passed_on(t: &Test) -> Result {
+        let run = t.bundle().payload(&["fds"]).command("run", &[])?;
+        let run = run
+            .env("LISTEN_FDS", "1")
+            .env("LISTEN_PID", "1")
+            .redirect("3</etc/group");
+        let output = run.run()?.ok()?;
+        ensure!(output.lines().len() == 3, "{output}");
         Ok(())
     }
 );

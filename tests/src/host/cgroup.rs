@@ -94,12 +94,6 @@ impl Cgroup {
         Ok(text.trim().to_owned())
     }
 
-    /// Writes a file.
-    pub(crate) fn write(&self, knob: Knob, value: &str) -> Result<()> {
-        let path = self.file(knob)?;
-        fs::write(&path, value).with_context(|| format!("{} <- {value}", path.display()))
-    }
-
     /// Bandwidth as (quota, period) in microseconds; quota `None` where there is no limit.
     pub(crate) fn cpu_bandwidth(&self) -> Result<(Option<i64>, i64)> {
         let both = if is_unified() {

@@ -1,0 +1,202 @@
+//! Less usual attributes of the process: scheduler, I/O priority, CPU affinity of exec, personality, keyring, AppArmor.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, ensure};
+use serde_json::json;
+
+use crate::registry::Result;
+use crate::sys;
+use crate::test;
+use crate::test::Test;
+
+/// nice and scheduling policy (SCHED_BATCH is 3, SCHED_IDLE 5), fields 19 and 41 of proc_pid_stat(5).
+const SCHEDULING: [&str; 5] = ["cut", "-d", " ", "-f19,41", "/proc/self/stat"];
+
+test!(
+    fn the_scheduler_is_the_configured_one(t: &Test) -> Result {
+        for (scheduler, expected) in [
+            (json!({"policy": "SCHED_BATCH", "nice": 5}), "5 3"),
+            (json!({"policy": "SCHED_OTHER", "nice": 11}), "11 0"),
+            (json!({"policy": "SCHED_IDLE"}), "0 5"),
+        ] {
+            let bundle = t.bundle().set("/process/scheduler", scheduler.clone());
+            bundle
+                .args(&SCHEDULING)
+                .run()?
+                .prints(expected)
+                .with_context(|| scheduler.to_string())?;
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn an_unknown_scheduling_policy_is_refused_by_name(t: &Test) -> Result {
+        let bundle = t
+            .bundle()
+            .set("/process/scheduler", json!({"policy": "SCHED_LAZY"}));
+        bundle.run()?.fails_naming(&["SCHED_LAZY"])?;
+        Ok(())
+    }
+);
+
+test!(
+    fn the_io_priority_is_the_configured_one(t: &Test) -> Result {
+        for (class, priority, expected) in [
+            ("IOPRIO_CLASS_BE", 6, "best-effort: prio 6"),
+            ("IOPRIO_CLASS_IDLE", 0, "idle"),
+        ] {
+            let bundle = t.bundle().set(
+                "/process/ioPriority",
+                json!({"class": class, "priority": priority}),
+            );
+            bundle.args(&["ionice"]).run()?.mentions(expected)?;
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn an_unknown_io_priority_class_is_refused_by_name(t: &Test) -> Result {
+        let bundle = t.bundle().set(
+            "/process/ioPriority",
+            json!({"class": "IOPRIO_CLASS_LAZY", "priority": 1}),
+        );
+        bundle.run()?.fails_naming(&["IOPRIO_CLASS_LAZY"])?;
+        Ok(())
+    }
+);
+
+test!(
+    fn exec_runs_on_the_cpus_of_its_affinity(t: &Test) -> Result {
+        let container = t
+            .bundle()
+            .set("/process/execCPUAffinity", json!({"initial": "0", "final": "0"}))
+            .sleeper()
+            .start()?;
+        container
+            .exec(&["grep", "Cpus_allowed_list", "/proc/self/status"])?
+            .prints("Cpus_allowed_list:\t0")?;
+        Ok(())
+    }
+);
+
+test!(
+    fn the_personality_is_the_configured_one_in_run_and_exec(t: &Test) -> Result {
+        let bundle = t.bundle().set("/linux/personality", json!({"domain": "LINUX32"}));
+        let container = bundle.sh("uname -m; sleep 1000000").start()?;
+        container.wait_for_output("i686")?;
+        container.exec(&["uname", "-m"])?.prints("i686")?;
+        t.bundle()
+            .set("/linux/personality", json!({"domain": "LINUX"}))
+            .args(&["uname", "-m"])
+            .run()?
+            .prints("x86_64")?;
+        Ok(())
+    }
+);
+
+test!(
+    fn a_container_has_a_session_keyring_of_its_own_unless_told_not_to(t: &Test) -> Result {
+        let Some(own) = sys::session_keyring() else {
+            return t.skip("no keyrings in this kernel");
+        };
+        let bundle = t.bundle().payload(&["keyring"]);
+        let fresh = bundle.run()?.ok()?;
+        ensure!(fresh.stdout.trim() != own.to_string(), "{fresh}");
+        bundle
+            .command("run", &["--no-new-keyring"])?
+            .run()?
+            .prints(&own.to_string())?;
+        Ok(())
+    }
+);
+
+/// Loads an AppArmor profile that denies writing one file; skips where there is no AppArmor.
+fn load_profile(t: &Test) -> Result<String> {
+    if !Path::new("/sys/kernel/security/apparmor/profiles").exists() {
+        t.skip("no AppArmor")?;
+    }
+    let name = format!("rtc-test-{}", t.unique);
+    let rules = "file, network, capability, mount, umount, signal, ptrace, unix, deny /tmp/forbidden w,";
+    let text = format!("profile {name} flags=(attach_disconnected,mediate_deleted) {{ {rules} }}\n");
+    parser("--replace", &text)?;
+    Ok(name)
+}
+
+fn parser(action: &str, text: &str) -> Result {
+    let mut parser = Command::new("apparmor_parser");
+    let mut child = parser
+        .arg(action)
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("apparmor_parser")?;
+    child.stdin.take().context("stdin")?.write_all(text.as_bytes())?;
+    ensure!(child.wait()?.success(), "apparmor_parser {action}");
+    Ok(())
+}
+
+test!(
+    fn the_apparmor_profile_confines_run_and_exec(t: &Test) -> Result {
+        let name = load_profile(t)?;
+        let bundle =
+            t.bundle()
+                .set("/process/apparmorProfile", json!(name))
+                .mount("/tmp", "tmpfs", "tmpfs", &[]);
+        let container = bundle
+            .sh("cat /proc/self/attr/current; echo >/tmp/forbidden || echo denied; sleep 1000000")
+            .start()?;
+        container.wait_for_output("denied")?;
+        ensure!(
+            container.stdout()?.starts_with(&format!("{name} (enforce)")),
+            "{}",
+            container.stdout()?
+        );
+        container
+            .exec(&["cat", "/proc/self/attr/current"])?
+            .mentions(&name)?;
+        container.verb("delete", &["--force"])?.ok()?;
+        parser("--remove", &format!("profile {name} {{}}\n"))
+    }
+);
+
+test!(
+    fn an_apparmor_profile_that_is_not_loaded_is_refused_by_name(t: &Test) -> Result {
+        let bundle = t
+            .bundle()
+            .set("/process/apparmorProfile", json!("no-such-profile"));
+        let output = bundle.run()?;
+        // Where the kernel has no AppArmor the profile is refused as well, or there is nothing it could confine.
+        if Path::new("/sys/kernel/security/apparmor/profiles").exists() || output.code != 0 {
+            output.fails_naming(&["no-such-profile"])?;
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn a_pidfd_of_init_is_sent_over_the_pidfd_socket(t: &Test) -> Result {
+        let path = t.path("pidfd");
+        let listener = crate::terminal::listen(&path)?;
+        let bundle = t.bundle().sleeper();
+        t.delete_at_end(&bundle.id);
+        let create = bundle
+            .command("create", &["--pidfd-socket", &path.to_string_lossy()])?
+            .spawn()?;
+        let descriptors = crate::terminal::receive(&listener)?;
+        create.wait()?.ok()?;
+        ensure!(descriptors.len() == 1, "{} descriptors", descriptors.len());
+        let number = std::os::fd::AsRawFd::as_raw_fd(&descriptors[0]);
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;
+        let state: serde_json::Value = serde_json::from_str(&t.rtc(["state", &bundle.id])?.ok()?.stdout)?;
+        ensure!(
+            info.contains(&format!("Pid:\t{}\n", state["pid"])),
+            "{info} {state}"
+        );
+        Ok(())
+    }
+);

@@ -225,7 +225,7 @@ mod tests {
     fn quotes_and_braces_inside_strings_do_not_confuse_it() {
         let json = r#"{"a": "}]\"{", "b\"c": [0, "x\\"], "d": true}"#;
         assert_eq!(path_of(json, "true"), "d");
-        assert_eq!(path_of(json, "0,"), "[\"b\\\"c\"][0]");
+        assert_eq!(path_of(json, "0,"), "[\"b\\\\\\\"c\"][0]");
     }
 
     #[test]

@@ -103,7 +103,7 @@ fn rlimits_are_named_once_and_soft_is_within_hard() {
     let above = json!([{"type": "RLIMIT_NOFILE", "soft": 2, "hard": 1}]);
     assert_eq!(
         refused("/process/rlimits", above),
-        "process.rlimits[0].soft: 2: must not be above hard, 1"
+        "process.rlimits[0].soft: 2: must not be above hard, 1 (RLIMIT_NOFILE)"
     );
 }
 

@@ -181,6 +181,7 @@ impl Cgroup {
                     number("memory.max_usage_in_bytes")
                 )
             }
+            Errno::ENODEV => ": no device has this number".to_owned(),
             Errno::EINVAL => format!(
                 ": not a value {} takes, or more than a parent cgroup has",
                 write.file

@@ -153,7 +153,7 @@ impl Cgroup {
             }
         }
         // Also in a new one: a frozen parent freezes what is born in it, and we would wait for it for ever.
-        if self.is_frozen()? {
+        if self.stops_processes()? {
             bail!(
                 "container's cgroup unexpectedly frozen: {:?} or a parent of it: thaw it first",
                 tree.path
@@ -230,7 +230,7 @@ fn walk(tree: &Tree, made: &mut Made, mut each: impl FnMut(&Dir, bool) -> Result
 ///
 /// A parent that has processes of its own can't pass memory or io on: that is told by the first limit that needs
 /// them, as not everyone sets limits.
-fn make_v2(tree: &Tree, made: &mut Made) -> Result<bool> {
+pub(super) fn make_v2(tree: &Tree, made: &mut Made) -> Result<bool> {
     let available = dir::read(&tree.mount.join("cgroup.controllers"))?;
     // The usual case, a new cgroup beside others: its parents have passed everything on long ago.
     if make_last(tree, made)?.is_some()

@@ -60,24 +60,31 @@ impl Cgroup {
         }
     }
 
-    /// Whether the processes of the cgroup are stopped, by its own state or a parent's. A cgroup that is gone is not.
+    /// Whether the container was frozen ([`Cgroup::freeze`]), completely or not yet. A cgroup that is gone is not.
+    ///
+    /// Asks for what was set, not for what has happened: thawed processes count as frozen until they run again.
     ///
     /// # Errors
     ///
     /// Where the state can't be read.
     pub fn is_frozen(&self) -> Result<bool> {
+        self.freezer_says("cgroup.freeze", "1")
+    }
+
+    /// Whether a process would stop at once in this cgroup: it or one above it is frozen.
+    pub(super) fn stops_processes(&self) -> Result<bool> {
+        self.freezer_says("cgroup.events", "frozen 1")
+    }
+
+    fn freezer_says(&self, file: &str, frozen: &str) -> Result<bool> {
         let Ok(tree) = self.tree("freezer") else {
             return Ok(false);
         };
-        let file = if self.is_v2() {
-            "cgroup.events"
-        } else {
-            "freezer.state"
-        };
+        let file = if self.is_v2() { file } else { "freezer.state" };
         match tree.read(file) {
             Ok(state) => Ok(state
                 .lines()
-                .any(|line| matches!(line, "frozen 1" | "FROZEN" | "FREEZING"))),
+                .any(|line| line == frozen || matches!(line, "FROZEN" | "FREEZING"))),
             Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ENODEV) => Ok(false),
             Err(error) => Err(error.into()),
         }

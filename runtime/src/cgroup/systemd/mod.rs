@@ -25,7 +25,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxResources;
 
-use super::create::Made;
+use super::create::{Made, make_v2};
 use super::layout::{ROOT, UNIFIED, relative, unified_cgroup_of};
 use super::{Cgroup, Driver, Layout, Tree};
 use bus::{Bus, Refused};
@@ -89,11 +89,15 @@ impl Cgroup {
         self.start(unit, slice, process, resources, annotations)
             .with_context(|| format!("unable to start unit {unit:?}"))?;
         let place = Path::new(ROOT).join(relative(&unified_cgroup_of(&process.to_string())?));
-        let expected = &self.main()?.path;
-        if place != *expected {
-            bail!("unit {unit:?}: systemd put the process in {place:?}, not in {expected:?}");
+        let tree = self.main()?;
+        if place != tree.path {
+            bail!(
+                "unit {unit:?}: systemd put the process in {place:?}, not in {:?}",
+                tree.path
+            );
         }
-        Ok(())
+        // The controllers that systemd does not know (hugetlb, rdma, misc) it does not pass on either.
+        make_v2(tree, &mut Made::default()).map(drop)
     }
 
     fn start(

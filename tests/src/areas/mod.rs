@@ -16,6 +16,7 @@ mod mounts;
 mod namespaces;
 mod notify;
 mod process;
+mod resources;
 mod rootfs;
 mod seccomp;
 mod security;

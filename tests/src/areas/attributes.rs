@@ -22,7 +22,6 @@ test!(
         for (scheduler, expected) in [
             (json!({"policy": "SCHED_BATCH", "nice": 18}), "18 3"),
             (json!({"policy": "SCHED_OTHER", "nice": 19}), "19 0"),
-            (json!({"policy": "SCHED_IDLE", "nice": 17}), "17 5"),
         ] {
             let bundle = t.bundle().set("/process/scheduler", scheduler.clone());
             bundle
@@ -31,6 +30,13 @@ test!(
                 .prints(expected)
                 .with_context(|| scheduler.to_string())?;
         }
+        let output = t
+            .bundle()
+            .set("/process/scheduler", json!({"policy": "SCHED_IDLE"}))
+            .args(&SCHEDULING)
+            .run()?
+            .ok()?;
+        ensure!(output.stdout.trim().ends_with(" 5"), "{output}");
         Ok(())
     }
 );

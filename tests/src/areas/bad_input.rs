@@ -17,7 +17,7 @@ use crate::test::Test;
 fn refused(t: &Test, bundle: &Bundle<'_>, naming: &[&str]) -> crate::registry::Result {
     for verb in ["create", "run"] {
         bundle.command(verb, &[])?.run()?.fails_naming(naming)?;
-        t.rtc(["state", &bundle.id])?.fails_with(&["does not exist"])?;
+        t.rtc(["state", &bundle.id])?.fails_naming(&["does not exist"])?;
     }
     Ok(())
 }

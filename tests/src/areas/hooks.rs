@@ -245,7 +245,7 @@ test!(
                 "{kind}: the program ran\n{output}"
             );
             t.rtc(["state", &bundle.id])?
-                .fails_with(&["does not exist"])
+                .fails_naming(&["does not exist"])
                 .with_context(|| kind)?;
         }
         Ok(())

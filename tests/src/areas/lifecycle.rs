@@ -67,7 +67,7 @@ test!(
         container.start()?.ok()?;
         container.wait("stopped")?;
         container.delete()?.ok()?;
-        container.verb("state", &[])?.fails_with(&["does not exist"])?;
+        container.verb("state", &[])?.fails_naming(&["does not exist"])?;
         Ok(())
     }
 );
@@ -119,11 +119,11 @@ test!(
     fn verbs_on_an_unknown_container_say_that_it_does_not_exist(t: &Test) -> Result {
         for verb in ["state", "start", "delete", "kill", "pause", "resume", "ps"] {
             t.rtc([verb, "nobody"])?
-                .fails_with(&["does not exist"])
+                .fails_naming(&["does not exist"])
                 .with_context(|| verb)?;
         }
         t.rtc(["exec", "nobody", "true"])?
-            .fails_with(&["does not exist"])?;
+            .fails_naming(&["does not exist"])?;
         Ok(())
     }
 );
@@ -162,7 +162,7 @@ test!(
         let pid = container.pid()?;
         container.verb("delete", &["--force"])?.ok()?;
         until("init to be gone", || Ok((!process::is_alive(pid)).then_some(())))?;
-        container.verb("state", &[])?.fails_with(&["does not exist"])?;
+        container.verb("state", &[])?.fails_naming(&["does not exist"])?;
         Ok(())
     }
 );
@@ -235,7 +235,7 @@ test!(
                 }
             }
             ensure!(succeeded >= 1, "no delete succeeded");
-            container.verb("state", &[])?.fails_with(&["does not exist"])?;
+            container.verb("state", &[])?.fails_naming(&["does not exist"])?;
         }
         Ok(())
     }
@@ -336,7 +336,7 @@ test!(
             .command("create", &["--pid-file", "/nonexistent/dir/pid"])?
             .run()?
             .fails_with(&["/nonexistent/dir"])?;
-        t.rtc(["state", &bundle.id])?.fails_with(&["does not exist"])?;
+        t.rtc(["state", &bundle.id])?.fails_naming(&["does not exist"])?;
         Ok(())
     }
 );
@@ -491,7 +491,7 @@ test!(
             .args([&other])
             .args(["state", &container.id])
             .run()?
-            .fails_with(&["does not exist"])?;
+            .fails_naming(&["does not exist"])?;
         t.bare(["--root"])
             .args([&other])
             .args(["list", "-q"])

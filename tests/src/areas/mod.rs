@@ -1,4 +1,20 @@
-//! The tests, one file per area.
+//! The tests, one file per area. How to add one:
+//!
+//! ```text
+//! test!(
+//!     fn a_sentence_that_says_what_is_shown(t: &Test) -> Result {
+//!         let container = t.bundle().set("/hostname", json!("web")).sleeper().start()?;   // run --detach
+//!         container.exec(&["hostname"])?.prints("web")?;
+//!         Ok(())                                                  // deleted, and looked after, by the runner
+//!     }
+//! );
+//! ```
+//!
+//! - Wait for a condition with `wait::until`, never for a time; assert nothing about how long something took.
+//! - Names that are global (cgroups, units, profiles) contain `t.unique`; files go under `t.path("name")`.
+//! - Error texts: `fails_with` where callers match the text, `fails_naming` where it is ours alone.
+//! - What a machine cannot show is skipped with `t.skip("reason")?`, and the reason goes on that machine's list
+//!   (`skips/`); what a peer is known to fail goes on the peer's (`exceptions/`).
 
 mod attributes;
 mod bad_input;
@@ -16,6 +32,7 @@ mod mounts;
 mod namespaces;
 mod notify;
 mod process;
+mod resources;
 mod rootfs;
 mod seccomp;
 mod security;

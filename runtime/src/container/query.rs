@@ -44,10 +44,10 @@ pub struct StateReport {
 pub fn state(root: &StateRoot, id: &ContainerId) -> Result<StateReport> {
     let directory = root.open(id)?;
     let record = directory.complete_record()?;
-    report(&directory, record)
+    report(&directory, record, &mut Owners::default())
 }
 
-fn report(directory: &Directory, record: Record) -> Result<StateReport> {
+fn report(directory: &Directory, record: Record, owners: &mut Owners) -> Result<StateReport> {
     let status = directory.status(&record)?;
     Ok(StateReport {
         oci_version: record.oci_version,
@@ -57,7 +57,7 @@ fn report(directory: &Directory, record: Record) -> Result<StateReport> {
         bundle: record.bundle,
         rootfs: record.rootfs,
         created: record.created,
-        owner: user_name(record.owner),
+        owner: owners.name(record.owner),
         annotations: record.annotations,
     })
 }
@@ -69,12 +69,14 @@ fn report(directory: &Directory, record: Record) -> Result<StateReport> {
 /// The state root can't be read.
 pub fn list(root: &StateRoot) -> Result<Vec<StateReport>> {
     let mut reports = Vec::new();
+    let mut owners = Owners::default();
     for id in root.ids()? {
         let Ok(directory) = root.open(&id) else { continue };
-        match directory
-            .record()
-            .and_then(|record| record.map(|record| report(&directory, record)).transpose())
-        {
+        match directory.record().and_then(|record| {
+            record
+                .map(|record| report(&directory, record, &mut owners))
+                .transpose()
+        }) {
             Ok(found) => reports.extend(found),
             Err(error) => log::warn(format_args!("container {id}: {error:#}")),
         }
@@ -109,6 +111,16 @@ pub fn cgroup(root: &StateRoot, id: &ContainerId) -> Result<Cgroup> {
         bail!("container {id} is not running");
     }
     Ok(record.cgroup)
+}
+
+/// Names of users, each looked up once.
+#[derive(Debug, Default)]
+struct Owners(BTreeMap<u32, String>);
+
+impl Owners {
+    fn name(&mut self, uid: u32) -> String {
+        self.0.entry(uid).or_insert_with(|| user_name(uid)).clone()
+    }
 }
 
 /// The name of a user in `/etc/passwd`: a static program has no other name service.

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ use crate::container::id::ContainerId;
 use crate::container::notify;
 use crate::hooks;
 use crate::process::gate::{self, Waiting};
-use crate::sys::Named;
+use crate::sys::{Named, file};
 
 const RECORD: &str = "state.json";
 const RECORD_NEW: &str = "state.json.new";
@@ -356,13 +356,7 @@ impl Directory {
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         match openat(self, name, flags, Mode::empty()) {
-            Ok(fd) => {
-                let mut bytes = Vec::new();
-                File::from(fd)
-                    .read_to_end(&mut bytes)
-                    .with_context(|| format!("read {name}"))?;
-                Ok(Some(bytes))
-            }
+            Ok(fd) => Ok(Some(file::read_all(&fd).with_context(|| format!("read {name}"))?)),
             Err(Errno::ENOENT) => Ok(None),
             Err(errno) => Err(errno)
                 .call(|| format!("openat({name:?})"))
@@ -410,7 +404,12 @@ fn is_alive(record: &Record) -> bool {
 /// No such process.
 pub fn process_stat(pid: Pid) -> Result<(char, u64)> {
     let path = format!("/proc/{pid}/stat");
-    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let fd = nix::fcntl::open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        .call(|| format!("open({path:?})"))?;
+    // The kernel gives all of it at once: 52 fields, of which only the name is longer than a number.
+    let mut buffer = [0; 2048];
+    let length = nix::unistd::read(&fd, &mut buffer).call(|| format!("read({path:?})"))?;
+    let text = String::from_utf8_lossy(&buffer[..length]);
     // The name, field 2, may hold anything, closing parentheses as well.
     let after_name = text.rfind(')').map(|at| &text[at + 1..]).unwrap_or_default();
     let mut fields = after_name.split_ascii_whitespace();

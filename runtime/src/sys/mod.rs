@@ -9,6 +9,7 @@ pub mod clone;
 pub mod entry;
 pub mod exe;
 pub mod fd;
+pub mod file;
 pub mod mount;
 pub mod open;
 pub mod process;

@@ -7,6 +7,7 @@
 pub mod bpf;
 pub mod clone;
 #[cfg(target_arch = "x86_64")]
+#[cfg(target_arch = "x86_64")]
 mod early;
 pub mod entry;
 pub mod exe;

@@ -149,6 +149,12 @@ pub(super) struct HandedOver {
 impl<'a> Unfinished<'a> {
     /// Steps 1 to 6.
     pub(super) fn begin(root: &StateRoot, options: &'a mut CreateOptions, gated: bool) -> Result<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            bail!(
+                "rtc must be run as root (user {} is not): rootless containers are not supported yet",
+                nix::unistd::geteuid()
+            );
+        }
         let directory = root.claim(&options.id)?;
         let prepared = notify::prepare(&directory, &mut options.bundle.spec);
         // `start` binds the socket of a container that waits for it.

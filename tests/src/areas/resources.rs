@@ -326,3 +326,30 @@ test!(
         Ok(())
     }
 );
+
+test!(
+    fn a_create_in_a_frozen_cgroup_is_refused_and_does_not_wait(t: &Test) -> Result {
+        t.needs_controller("freezer")?;
+        let frozen = cgroup::Cgroup {
+            path: format!("{}/frozen", t.cgroup.path),
+        };
+        let directory = frozen.directory("freezer")?;
+        fs::create_dir_all(&directory)?;
+        let (file, freeze, thaw) = if cgroup::is_unified() {
+            ("cgroup.freeze", "1", "0")
+        } else {
+            ("freezer.state", "FROZEN", "THAWED")
+        };
+        fs::write(directory.join(file), freeze)?;
+        let bundle = t.bundle().sleeper();
+        let path = format!("{}/{}", frozen.path, bundle.id);
+        let bundle = bundle.set("/linux/cgroupsPath", json!(path));
+        let output = bundle.command("create", &[])?.run();
+        fs::write(directory.join(file), thaw)?;
+        output?.fails_with(&["frozen"])?;
+        for directory in frozen.directories()? {
+            fs::remove_dir(&directory).with_context(|| directory.display().to_string())?;
+        }
+        Ok(())
+    }
+);

@@ -72,3 +72,40 @@ pub(crate) fn session_keyring() -> Option<i64> {
     let id = unsafe { libc::syscall(libc::SYS_keyctl, GET_KEYRING_ID, SESSION_KEYRING, 0_i64) };
     (id > 0).then_some(id)
 }
+
+/// What an agent says to a notified call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Answer {
+    /// The kernel makes the call.
+    Continue,
+    /// The call is not made and fails with this error number.
+    Fail(i32),
+    /// The call is not made and returns this.
+    Return(i64),
+}
+
+/// Receives a notified call and answers it (seccomp_unotify(2)); returns its number and the caller's pid.
+pub(crate) fn answer_notification(listener: &impl AsRawFd, answer: Answer) -> Result<(i32, u32)> {
+    // SAFETY: all fields are integers, and the kernel wants them zero.
+    let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+    let number = listener.as_raw_fd();
+    // SAFETY: the request writes one `seccomp_notif` through the pointer, which is valid for the call.
+    let result = unsafe { libc::ioctl(number, libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut call) };
+    let failed = |request: &str| format!("ioctl({request}): {}", std::io::Error::last_os_error());
+    ensure!(result == 0, failed("SECCOMP_IOCTL_NOTIF_RECV"));
+    let (val, error, flags) = match answer {
+        Answer::Continue => (0, 0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
+        Answer::Fail(errno) => (0, -errno, 0),
+        Answer::Return(value) => (value, 0, 0),
+    };
+    let mut response = libc::seccomp_notif_resp {
+        id: call.id,
+        val,
+        error,
+        flags,
+    };
+    // SAFETY: the request reads one `seccomp_notif_resp` through the pointer, which is valid for the call.
+    let result = unsafe { libc::ioctl(number, libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut response) };
+    ensure!(result == 0, failed("SECCOMP_IOCTL_NOTIF_SEND"));
+    Ok((call.data.nr, call.pid))
+}

@@ -212,12 +212,12 @@ impl<'a> Unfinished<'a> {
         )?;
         self.record = Some(self.first_record(cgroup, gated, namespaces.makes(CLONE_NEWPID)));
         self.save()?;
-        let cgroup = &mut self.record.as_mut().context("the record")?.cgroup;
-        if let Err(error) = cgroup.make() {
-            // It has taken back what it made. What is there is another container's.
+        if let Err(error) = self.record.as_mut().context("the record")?.cgroup.make() {
+            // What it made it has removed. A cgroup that is there now is another's: not ours to empty, see `undo`.
             self.record = None;
             return Err(error);
         }
+        let cgroup = &mut self.record.as_mut().context("the record")?.cgroup;
         let context = rootfs::Context {
             cgroups: cgroup_view(&layout, cgroup),
             no_pivot: options.no_pivot,

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -195,14 +196,59 @@ test!(
             .spawn()?;
         let descriptors = crate::terminal::receive(&listener)?;
         create.wait()?.ok()?;
-        ensure!(descriptors.len() == 1, "{} descriptors", descriptors.len());
-        let number = std::os::fd::AsRawFd::as_raw_fd(&descriptors[0]);
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;
         let state: serde_json::Value = serde_json::from_str(&t.rtc(["state", &bundle.id])?.ok()?.stdout)?;
+        is_pidfd_of(&descriptors, &state["pid"].to_string())
+    }
+);
+
+/// What was sent is one pidfd, of this process.
+fn is_pidfd_of(descriptors: &[OwnedFd], pid: &str) -> Result {
+    ensure!(descriptors.len() == 1, "{} descriptors", descriptors.len());
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", descriptors[0].as_raw_fd()))?;
+    ensure!(info.contains(&format!("Pid:\t{pid}\n")), "{info} {pid}");
+    Ok(())
+}
+
+test!(
+    fn run_and_exec_send_a_pidfd_of_the_process_they_start(t: &Test) -> Result {
+        let path = t.path("pidfd");
+        let listener = crate::terminal::listen(&path)?;
+        let pid_file = t.path("pid");
+        let (socket, pid_path) = (path.to_string_lossy(), pid_file.to_string_lossy());
+        let flags = ["--detach", "--pidfd-socket", &socket, "--pid-file", &pid_path];
+        let bundle = t.bundle().sleeper();
+        t.delete_at_end(&bundle.id);
+        let run = bundle.command("run", &flags)?.spawn()?;
+        let descriptors = crate::terminal::receive(&listener)?;
+        run.wait()?.ok()?;
+        is_pidfd_of(&descriptors, &fs::read_to_string(&pid_file)?)?;
+        fs::remove_file(&pid_file)?;
+        let exec = t.command(["exec"]).args(flags);
+        let exec = exec.args([&bundle.id, "sleep", "1000000"]).spawn()?;
+        let descriptors = crate::terminal::receive(&listener)?;
+        exec.wait()?.ok()?;
+        is_pidfd_of(&descriptors, &fs::read_to_string(&pid_file)?)
+    }
+);
+
+test!(
+    fn exec_takes_an_apparmor_profile_of_its_own(t: &Test) -> Result {
+        let name = load_profile(t)?;
+        let bundle = t.bundle().mount("/tmp", "tmpfs", "tmpfs", &[]).sleeper();
+        let container = bundle.start()?;
+        let script = "cat /proc/self/attr/current; echo >/tmp/forbidden || echo denied";
+        let confined = container
+            .exec_command(&["--apparmor", &name], &["sh", "-c", script])
+            .run()?
+            .ok()?;
         ensure!(
-            info.contains(&format!("Pid:\t{}\n", state["pid"])),
-            "{info} {state}"
+            confined.lines() == [&format!("{name} (enforce)"), "denied"],
+            "{confined}"
         );
-        Ok(())
+        container
+            .exec(&["sh", "-c", "echo >/tmp/forbidden && echo written"])?
+            .prints("written")?;
+        container.verb("delete", &["--force"])?.ok()?;
+        parser("--remove", &format!("profile {name} {{}}\n"))
     }
 );

@@ -267,3 +267,27 @@ test!(
         Ok(())
     }
 );
+
+test!(
+    fn what_was_denied_stays_denied_after_updates_and_dev_null_is_usable_throughout(t: &Test) -> Result {
+        t.needs_controller("devices")?;
+        t.needs_controller("pids")?;
+        let script = "echo ready; while true >/dev/null; do :; done; echo lost; sleep 1000000";
+        let container = with_device(t, &some_device(), None).sh(script).start()?;
+        container.wait_for_output("ready")?;
+        let resources = t.path("resources");
+        std::fs::write(&resources, json!({"pids": {"limit": 70}}).to_string())?;
+        for limit in ["50", "60", "-1"] {
+            container.verb("update", &["--pids-limit", limit])?.ok()?;
+            container
+                .verb("update", &["--resources", &resources.to_string_lossy()])?
+                .ok()?;
+            container
+                .exec(&["sh", "-c", OPEN_BOTH_WAYS])?
+                .prints("denied\ndenied")
+                .with_context(|| format!("after the update to {limit}"))?;
+        }
+        ensure!(container.stdout()? == "ready\n", "{}", container.stdout()?);
+        Ok(())
+    }
+);

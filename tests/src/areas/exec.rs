@@ -464,3 +464,17 @@ test!(
         container.is("running")
     }
 );
+
+test!(
+    fn exec_in_a_sub_cgroup_that_is_not_there_or_outside_is_refused(t: &Test) -> Result {
+        let container = t.bundle().sleeper().start()?;
+        for path in ["absent", "../../outside"] {
+            container
+                .exec_command(&["--cgroup", path], &["true"])
+                .run()?
+                .fails_naming(&["cgroup"])
+                .with_context(|| path)?;
+        }
+        container.is("running")
+    }
+);

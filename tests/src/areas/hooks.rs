@@ -356,3 +356,47 @@ test!(
         Ok(())
     }
 );
+
+test!(
+    fn a_start_container_hook_runs_under_the_seccomp_filter_of_the_program(t: &Test) -> Result {
+        let seccomp = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL"}],
+        });
+        let made = json!({"path": "/bin/mkdir", "args": ["mkdir", "/dev/shm/made"]});
+        for no_new_privileges in [true, false] {
+            let bundle = t
+                .bundle()
+                .sh("echo ran")
+                .set("/linux/seccomp", seccomp.clone())
+                .set("/hooks", json!({"startContainer": [made]}))
+                .set("/process/noNewPrivileges", json!(no_new_privileges));
+            let output = bundle
+                .run()?
+                .fails_with(&["bad system call"])
+                .with_context(|| format!("noNewPrivileges {no_new_privileges}"))?;
+            ensure!(!output.stdout.contains("ran"), "{output}");
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn a_start_container_hook_without_an_environment_has_that_of_the_program(t: &Test) -> Result {
+        let directory = t.path("shared");
+        let bundle = with_shared_directory(t, &directory)?;
+        let mut inheriting = hook("echo $MARK >/tmp/inherited");
+        inheriting.as_object_mut().context("hook")?.remove("env");
+        bundle
+            .push("/process/env", json!("MARK=of the program"))
+            .set(
+                "/hooks",
+                json!({"startContainer": [inheriting, hook("echo \"[$MARK]\" >/tmp/own")]}),
+            )
+            .run()?
+            .ok()?;
+        ensure!(fs::read_to_string(directory.join("inherited"))? == "of the program\n");
+        ensure!(fs::read_to_string(directory.join("own"))? == "[]\n");
+        Ok(())
+    }
+);

@@ -3,7 +3,9 @@
 use std::fs;
 
 use anyhow::ensure;
+use serde_json::json;
 
+use crate::host::process;
 use crate::test;
 use crate::wait::until;
 
@@ -97,6 +99,57 @@ test!(
         )?;
         let output = running.wait()?.code(7)?;
         ensure!(output.stdout.contains("told"), "{output}");
+        Ok(())
+    }
+);
+
+test!(
+    fn kill_reaches_what_an_init_left_in_the_hosts_pid_namespace(t: &Test) -> Result {
+        let bundle = t.bundle().without_namespace("pid");
+        let container = bundle.sh("sleep 1000000 & echo child $!").start()?;
+        let output = container.wait_for_output("child ")?;
+        let child: i32 = output.trim().rsplit(' ').next().unwrap_or_default().parse()?;
+        container.wait("stopped")?;
+        ensure!(process::is_alive(child));
+        container.kill("TERM")?.fails_with(&["container not running"])?;
+        ensure!(process::is_alive(child));
+        container.kill("KILL")?.ok()?;
+        until("the child to die", || {
+            Ok((!process::is_alive(child)).then_some(()))
+        })
+    }
+);
+
+test!(
+    fn of_two_containers_in_one_pid_namespace_each_is_ended_alone(t: &Test) -> Result {
+        let first = t.bundle().sleeper().start()?;
+        let joined = json!({"type": "pid", "path": format!("/proc/{}/ns/pid", first.pid()?)});
+        let second = t.bundle().namespace(joined).sleeper().start()?;
+        let flags = ["--detach"];
+        second.exec_command(&flags, &["sleep", "1000000"]).run()?.ok()?;
+        let seconds = second.cgroup.processes()?;
+        ensure!(seconds.len() == 2, "{seconds:?}");
+        second.kill("KILL")?.ok()?;
+        second.wait("stopped")?;
+        until("all its processes to die", || {
+            Ok((!seconds.iter().any(|&pid| process::is_alive(pid))).then_some(()))
+        })?;
+        first.is("running")?;
+        first.exec(&["true"])?.ok()?;
+        second.delete()?.ok()?;
+        first.is("running")
+    }
+);
+
+test!(
+    fn the_end_of_a_pid_namespace_ends_the_containers_that_joined_it(t: &Test) -> Result {
+        let first = t.bundle().sleeper().start()?;
+        let joined = json!({"type": "pid", "path": format!("/proc/{}/ns/pid", first.pid()?)});
+        let second = t.bundle().namespace(joined).sleeper().start()?;
+        first.kill("KILL")?.ok()?;
+        second.wait("stopped")?;
+        second.delete()?.ok()?;
+        first.delete()?.ok()?;
         Ok(())
     }
 );

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
+use crate::host::cgroup::Cgroup;
 use crate::host::process;
 use crate::test;
 use crate::wait::until;
@@ -538,6 +539,20 @@ test!(
             bail!("the runtime stays as parent of a detached container");
         }
         container.exec(&["true"])?.ok()?;
+        Ok(())
+    }
+);
+
+test!(
+    fn run_with_keep_leaves_the_cgroup_until_delete(t: &Test) -> Result {
+        let bundle = t.bundle().args(&["true"]);
+        let cgroup = Cgroup {
+            path: format!("{}/{}", t.cgroup.path, bundle.id),
+        };
+        bundle.command("run", &["--keep"])?.run()?.ok()?;
+        ensure!(!cgroup.directories()?.is_empty());
+        t.rtc(["delete", &bundle.id])?.ok()?;
+        ensure!(cgroup.directories()?.is_empty(), "{:?}", cgroup.directories()?);
         Ok(())
     }
 );

@@ -40,3 +40,4 @@ mod sockets;
 mod systemd;
 mod terminal;
 mod time;
+mod user_namespace;

@@ -27,7 +27,7 @@ fn namespace_of(container: &Container<'_>, kind: &str) -> crate::registry::Resul
 }
 
 /// A bundle with a user namespace: 0..65536 inside is 100000.. outside; its rootfs belongs to its root.
-fn with_user_namespace(t: &Test) -> crate::registry::Result<Bundle<'_>> {
+pub(super) fn with_user_namespace(t: &Test) -> crate::registry::Result<Bundle<'_>> {
     let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
     let bundle = t.bundle().namespace(json!({"type": "user"}));
     for name in ["", "tmp", "etc", "root", "home"] {

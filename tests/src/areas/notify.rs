@@ -1,6 +1,6 @@
 //! Seccomp notification: calls that another process on the host decides (seccomp_unotify(2)).
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
@@ -32,7 +32,7 @@ fn with_notify<'t>(t: &'t Test, listener: &str) -> Bundle<'t> {
 }
 
 /// What the runtime sends: the container process state, and the notification descriptor.
-fn receive(listener: &UnixListener) -> Result<(Value, Vec<std::os::fd::OwnedFd>)> {
+fn receive(listener: &UnixListener) -> Result<(Value, Vec<OwnedFd>)> {
     let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
     ensure!(
         poll(&mut fds, PollTimeout::try_from(DEADLINE)?)? == 1,
@@ -132,6 +132,62 @@ test!(
         let rules = json!([{"names": ["write"], "action": "SCMP_ACT_NOTIFY"}]);
         let bundle = with_notify(t, &path.to_string_lossy()).set("/linux/seccomp/syscalls", rules);
         bundle.run()?.fails_with(&["write"])?;
+        Ok(())
+    }
+);
+
+/// Waits for a notified call and answers it; returns its number and pid.
+fn answer(listener: &OwnedFd, answer: sys::Answer) -> Result<(i32, u32)> {
+    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    let timeout = PollTimeout::try_from(DEADLINE)?;
+    ensure!(poll(&mut fds, timeout)? == 1, "no call is notified");
+    sys::answer_notification(listener, answer)
+}
+
+test!(
+    fn an_agent_decides_that_a_call_goes_on_or_what_it_returns(t: &Test) -> Result {
+        let (path, listener) = agent(t)?;
+        let script =
+            "for i in 1 2 3; do mkdir /dev/shm/$i 2>&1 && echo made; done; ls /dev/shm; exec sleep 1000000";
+        let bundle = with_notify(t, &path.to_string_lossy()).sh(script);
+        t.delete_at_end(&bundle.id);
+        let run = bundle.command("run", &["--detach"])?.spawn()?;
+        let (_, descriptors) = receive(&listener)?;
+        let stdout = run.stdout.clone();
+        run.wait()?.ok()?;
+        let notifier = &descriptors[0];
+        for decision in [
+            sys::Answer::Continue,
+            sys::Answer::Fail(libc::ENOMEDIUM),
+            sys::Answer::Return(0),
+        ] {
+            let (number, pid) = answer(notifier, decision)?;
+            ensure!(i64::from(number) == libc::SYS_mkdir && pid > 0, "{number} {pid}");
+        }
+        // The second failed as the agent said; the third was said to succeed and did nothing.
+        let expected = "made\nmkdir: can't create directory '/dev/shm/2': No medium found\nmade\n1\n";
+        crate::wait::until("the program's output", || {
+            Ok(Some(std::fs::read_to_string(&stdout)?).filter(|output| output.lines().count() >= 4))
+        })
+        .and_then(|output| {
+            ensure!(output == expected, "{output:?}");
+            Ok(())
+        })
+    }
+);
+
+test!(
+    fn an_agent_answers_the_calls_of_exec_too(t: &Test) -> Result {
+        let (path, listener) = agent(t)?;
+        let bundle = with_notify(t, &path.to_string_lossy()).sleeper();
+        t.delete_at_end(&bundle.id);
+        let run = bundle.command("run", &["--detach"])?.spawn()?;
+        let _first = receive(&listener)?;
+        run.wait()?.ok()?;
+        let exec = t.command(["exec", &bundle.id, "mkdir", "/dev/shm/new"]).spawn()?;
+        let (_, descriptors) = receive(&listener)?;
+        answer(&descriptors[0], sys::Answer::Fail(libc::ENOMEDIUM))?;
+        exec.wait()?.fails_with(&["No medium found"])?;
         Ok(())
     }
 );

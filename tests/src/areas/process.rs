@@ -1,7 +1,8 @@
 //! The container's process: identity, environment, working directory, capabilities, limits.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::Path;
 
 use anyhow::{Context, ensure};
 use serde_json::json;
@@ -10,6 +11,7 @@ use crate::host;
 use crate::output::Output;
 use crate::registry::Result;
 use crate::test;
+use crate::wait::until;
 
 const CHOWN: u64 = 1 << 0;
 const KILL: u64 = 1 << 5;
@@ -494,6 +496,44 @@ test!(
             .stdin(fs::File::open(&input)?)
             .run()?
             .prints("line one\nline two")?;
+        Ok(())
+    }
+);
+
+test!(
+    fn streams_keep_owner_and_mode_whoever_the_program_runs_as(t: &Test) -> Result {
+        let input = t.path("input");
+        fs::write(&input, "typed\n")?;
+        let attributes = |path: &Path| -> Result<(u32, u32, u32)> {
+            let found = fs::metadata(path)?;
+            Ok((found.uid(), found.gid(), found.mode()))
+        };
+        let null = attributes(Path::new("/dev/null"))?;
+        let before = attributes(&input)?;
+        for verb in ["run", "create"] {
+            let bundle = t
+                .bundle()
+                .set("/process/user", json!({"uid": 1000, "gid": 1000}))
+                .sh("cat; id -u");
+            t.delete_at_end(&bundle.id);
+            let running = bundle
+                .command(verb, &[])?
+                .stdin(fs::File::open(&input)?)
+                .spawn()?;
+            let stdout = running.stdout.clone();
+            running.wait()?.ok()?;
+            if verb == "create" {
+                t.rtc(["start", &bundle.id])?.ok()?;
+            }
+            until("the program's output", || {
+                Ok((fs::read_to_string(&stdout)? == "typed\n1000\n").then_some(()))
+            })?;
+            ensure!(attributes(&input)? == before, "{verb}: standard input");
+            ensure!(attributes(&stdout)?.0 == 0, "{verb}: standard output");
+            let bundle = t.bundle().set("/process/user", json!({"uid": 1000, "gid": 1000}));
+            bundle.run()?.ok()?;
+            ensure!(attributes(Path::new("/dev/null"))? == null, "{verb}: /dev/null");
+        }
         Ok(())
     }
 );

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::bundle::Bundle;
 use crate::host::cgroup::{self, Knob, knob};
+use crate::host::process;
 use crate::test;
 use crate::test::Test;
 
@@ -171,6 +172,183 @@ test!(
             container.verb("delete", &["--force"])?.ok()?;
             let output = exec.wait()?;
             ensure!(output.code != 0, "{output}");
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn a_cgroup_with_processes_of_others_is_not_taken(t: &Test) -> Result {
+        let first = t.bundle().sleeper().start()?;
+        let before = first.cgroup.processes()?;
+        let second = t
+            .bundle()
+            .sleeper()
+            .set("/linux/cgroupsPath", json!(first.cgroup.path));
+        second
+            .command("create", &[])?
+            .run()?
+            .fails_with(&["container's cgroup is not empty"])?;
+        first.is("running")?;
+        ensure!(first.cgroup.processes()? == before);
+        first.exec(&["true"])?.ok()?;
+        Ok(())
+    }
+);
+
+test!(
+    fn a_relative_cgroups_path_names_a_cgroup_that_delete_removes(t: &Test) -> Result {
+        let name = format!("rtc-relative-{}", t.unique);
+        let container = t
+            .bundle()
+            .sleeper()
+            .set("/linux/cgroupsPath", json!(name))
+            .create()?;
+        let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", container.pid()?))?;
+        let line = cgroups
+            .lines()
+            .find(|line| line.contains("pids") || line.starts_with("0::"))
+            .context("no line")?;
+        let path = line.rsplit(':').next().context("path")?;
+        ensure!(path.ends_with(&format!("/{name}")), "{cgroups}");
+        let place = cgroup::Cgroup {
+            path: path.to_owned(),
+        };
+        ensure!(!place.directories()?.is_empty());
+        container.verb("delete", &["--force"])?.ok()?;
+        ensure!(place.directories()?.is_empty(), "{:?}", place.directories()?);
+        Ok(())
+    }
+);
+
+test!(
+    fn update_sets_the_sum_of_memory_and_swap(t: &Test) -> Result {
+        t.needs_controller("memory")?;
+        const SWAP: Knob = Knob {
+            controller: "memory",
+            v1: "memory.memsw.limit_in_bytes",
+            v2: "memory.swap.max",
+        };
+        let container = limited(t, "memory", json!({"limit": 32 * MIB})).start()?;
+        let directory = container.cgroup.directory("memory")?;
+        if !directory.join(SWAP.v1).exists() && !directory.join(SWAP.v2).exists() {
+            t.skip("no swap accounting")?;
+        }
+        // Both grow and both shrink: v1 takes the two files only in the right order.
+        for (memory, sum) in [(64, 96), (16, 24), (48, 48)] {
+            let (memory_flag, sum_flag) = (format!("{memory}M"), format!("{sum}M"));
+            container
+                .verb("update", &["--memory", &memory_flag, "--memory-swap", &sum_flag])?
+                .ok()?;
+            let swap = if cgroup::is_unified() { sum - memory } else { sum };
+            let found = (
+                container.cgroup.read(knob::MEMORY_LIMIT)?,
+                container.cgroup.read(SWAP)?,
+            );
+            ensure!(
+                found == ((memory * MIB).to_string(), (swap * MIB).to_string()),
+                "{memory} {sum}: {found:?}"
+            );
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn update_sets_burst_and_idle(t: &Test) -> Result {
+        t.needs_controller("cpu")?;
+        const BURST: Knob = Knob {
+            controller: "cpu",
+            v1: "cpu.cfs_burst_us",
+            v2: "cpu.max.burst",
+        };
+        const IDLE: Knob = Knob {
+            controller: "cpu",
+            v1: "cpu.idle",
+            v2: "cpu.idle",
+        };
+        let container = t.bundle().sleeper().start()?;
+        let flags = [
+            "--cpu-quota",
+            "50000",
+            "--cpu-period",
+            "100000",
+            "--cpu-burst",
+            "20000",
+        ];
+        container.verb("update", &flags)?.ok()?;
+        ensure!(container.cgroup.cpu_bandwidth()? == (Some(50_000), 100_000));
+        ensure!(container.cgroup.read(BURST)? == "20000");
+        container.verb("update", &["--cpu-burst", "0"])?.ok()?;
+        ensure!(container.cgroup.read(BURST)? == "0");
+        for idle in ["1", "0"] {
+            container.verb("update", &["--cpu-idle", idle])?.ok()?;
+            ensure!(container.cgroup.read(IDLE)? == idle, "{idle}");
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn update_moves_the_processes_to_other_cpus(t: &Test) -> Result {
+        t.needs_controller("cpuset")?;
+        let container = t.bundle().sleeper().start()?;
+        let flags = ["--cpuset-cpus", "0", "--cpuset-mems", "0"];
+        container.verb("update", &flags)?.ok()?;
+        ensure!(container.cgroup.read(knob::CPUSET_CPUS)? == "0");
+        ensure!(container.cgroup.read(knob::CPUSET_MEMS)? == "0");
+        ensure!(process::status_field(container.pid()?, "Cpus_allowed_list")? == "0");
+        container
+            .verb("update", &["--cpuset-cpus", "4000"])?
+            .fails_naming(&["cpuset"])?;
+        ensure!(container.cgroup.read(knob::CPUSET_CPUS)? == "0");
+        Ok(())
+    }
+);
+
+test!(
+    fn ps_takes_options_of_its_own_and_shows_a_stopped_container_as_empty(t: &Test) -> Result {
+        let container = t.bundle().sleeper().start()?;
+        let output = t.rtc(["ps", &container.id, "-e", "-o", "pid,args"])?.ok()?;
+        let lines = output.lines();
+        ensure!(
+            lines.len() == 2 && lines[1] == format!("{} sleep 1000000", container.pid()?),
+            "{output}"
+        );
+        container.kill("KILL")?.ok()?;
+        container.wait("stopped")?;
+        let output = t.rtc(["ps", &container.id])?.ok()?;
+        ensure!(output.lines().len() == 1, "{output}");
+        let output = container.verb("ps", &["--format", "json"])?.ok()?;
+        let pids: Option<Vec<i32>> =
+            serde_json::from_str(&output.stdout).with_context(|| output.to_string())?;
+        ensure!(pids.unwrap_or_default().is_empty(), "{output}");
+        Ok(())
+    }
+);
+
+test!(
+    fn a_create_in_a_frozen_cgroup_is_refused_and_does_not_wait(t: &Test) -> Result {
+        t.needs_controller("freezer")?;
+        let frozen = cgroup::Cgroup {
+            path: format!("{}/frozen", t.cgroup.path),
+        };
+        let directory = frozen.directory("freezer")?;
+        fs::create_dir_all(&directory)?;
+        let (file, freeze, thaw) = if cgroup::is_unified() {
+            ("cgroup.freeze", "1", "0")
+        } else {
+            ("freezer.state", "FROZEN", "THAWED")
+        };
+        fs::write(directory.join(file), freeze)?;
+        let bundle = t.bundle().sleeper();
+        let path = format!("{}/{}", frozen.path, bundle.id);
+        let bundle = bundle.set("/linux/cgroupsPath", json!(path));
+        let output = bundle.command("create", &[])?.run();
+        fs::write(directory.join(file), thaw)?;
+        output?.fails_with(&["frozen"])?;
+        for directory in frozen.directories()? {
+            fs::remove_dir(&directory).with_context(|| directory.display().to_string())?;
         }
         Ok(())
     }

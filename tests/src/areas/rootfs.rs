@@ -212,3 +212,31 @@ test!(
         Ok(())
     }
 );
+
+test!(
+    fn an_overlay_among_the_mounts_shows_both_layers_and_keeps_what_is_written(t: &Test) -> Result {
+        if !fs::read_to_string("/proc/filesystems")?.contains("\toverlay\n") {
+            t.skip("no overlay")?;
+        }
+        let directory = t.path("layers");
+        for name in ["lower", "upper", "work"] {
+            fs::create_dir_all(directory.join(name))?;
+        }
+        fs::write(directory.join("lower/below"), "below\n")?;
+        fs::write(directory.join("upper/above"), "above\n")?;
+        let option = |name: &str| format!("{name}dir={}", directory.join(name).display());
+        let bundle = t.bundle().mount(
+            "/tmp",
+            "overlay",
+            "overlay",
+            &[&option("lower"), &option("upper"), &option("work")],
+        );
+        bundle
+            .sh("cat /tmp/below /tmp/above; echo written >/tmp/new; rm /tmp/below")
+            .run()?
+            .prints("below\nabove")?;
+        ensure!(fs::read_to_string(directory.join("upper/new"))? == "written\n");
+        ensure!(fs::read_to_string(directory.join("lower/below"))? == "below\n");
+        Ok(())
+    }
+);

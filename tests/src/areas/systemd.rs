@@ -204,3 +204,111 @@ test!(
         Ok(())
     }
 );
+
+test!(
+    fn annotations_become_properties_of_the_unit(t: &Test) -> Result {
+        needs_systemd(t)?;
+        let (bundle, name, _) = scope(t, json!({}));
+        let annotations = json!({
+            "org.systemd.property.TimeoutStopUSec": "uint64 123000000",
+            "org.systemd.property.KillSignal": "int32 10",
+        });
+        let bundle = bundle.set("/annotations", annotations);
+        create(t, &bundle)?;
+        let timeout = property(&name, "TimeoutStopUSec")?;
+        ensure!(timeout == "2min 3s", "{timeout}");
+        ensure!(property(&name, "KillSignal")? == "10");
+        Ok(())
+    }
+);
+
+test!(
+    fn annotations_that_would_rule_the_machine_are_refused(t: &Test) -> Result {
+        needs_systemd(t)?;
+        let (bundle, name, directory) = scope(t, json!({}));
+        let bundle = bundle.set(
+            "/annotations",
+            json!({"org.systemd.property.ExecStopPost": "[('/bin/touch', ['touch', '/root/owned'], false)]"}),
+        );
+        bundle.write()?;
+        let output = with_driver(
+            t,
+            &["run", "--bundle", &bundle.directory.to_string_lossy(), &bundle.id],
+        )?;
+        output.fails_naming(&["org.systemd.property.ExecStopPost"])?;
+        ensure!(!directory.exists(), "{}", directory.display());
+        ensure!(property(&name, "ActiveState")? == "inactive");
+        Ok(())
+    }
+);
+
+test!(
+    fn the_device_rules_outlive_a_reload_of_systemd(t: &Test) -> Result {
+        needs_systemd(t)?;
+        let (bundle, ..) = scope(t, json!({}));
+        let bundle = bundle.push(
+            "/linux/devices",
+            json!({"path": "/dev/some", "type": "c", "major": 10, "minor": 250}),
+        );
+        create(t, &bundle)?;
+        let script = "true </dev/some; echo x >/dev/null && echo fine";
+        for turn in ["before", "reloaded", "updated"] {
+            match turn {
+                "reloaded" => {
+                    let reload = Command::new("systemctl").arg("daemon-reload").status()?;
+                    ensure!(reload.success(), "daemon-reload: {reload}");
+                }
+                "updated" => {
+                    with_driver(t, &["update", "--pids-limit", "77", &bundle.id])?.ok()?;
+                }
+                _ => {}
+            }
+            let output = with_driver(t, &["exec", &bundle.id, "sh", "-c", script])?.prints("fine")?;
+            ensure!(output.stderr.contains("not permitted"), "{turn}: {output}");
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn delete_makes_systemd_forget_the_unit_also_of_a_program_that_failed(t: &Test) -> Result {
+        needs_systemd(t)?;
+        for program in ["exec sleep 1000000", "exit 3", "kill -KILL $$"] {
+            let (bundle, name, directory) = scope(t, json!({}));
+            let bundle = bundle.sh(program);
+            create(t, &bundle)?;
+            with_driver(t, &["delete", "--force", &bundle.id])?.ok()?;
+            ensure!(!directory.exists(), "{program}: {}", directory.display());
+            until("the unit to be forgotten", || {
+                Ok((property(&name, "LoadState")? == "not-found").then_some(()))
+            })?;
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn a_unit_of_another_container_is_not_taken(t: &Test) -> Result {
+        needs_systemd(t)?;
+        let (first, name, directory) = scope(t, json!({}));
+        create(t, &first)?;
+        let before = read(&directory, "cgroup.procs")?;
+        // In its own slice the cgroup is in use already, in another one only the name of the unit.
+        for (slice, why) in [
+            ("system.slice", "container's cgroup is not empty"),
+            ("user.slice", &name),
+        ] {
+            let path = format!("{slice}:rtc:{}", first.id);
+            let second = t.bundle().sleeper().set("/linux/cgroupsPath", json!(path));
+            second.write()?;
+            let output = with_driver(
+                t,
+                &["run", "--bundle", &second.directory.to_string_lossy(), &second.id],
+            )?;
+            output.fails_with(&[why])?;
+            ensure!(read(&directory, "cgroup.procs")? == before, "{slice}");
+            ensure!(property(&name, "ActiveState")? == "active", "{slice}");
+        }
+        Ok(())
+    }
+);

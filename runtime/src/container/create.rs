@@ -26,6 +26,7 @@ use oci_spec::runtime::{Linux, Process};
 use crate::bundle::Bundle;
 use crate::cgroup::{Cgroup, Driver, JoinTarget, Layout};
 use crate::container::cgroup_view::cgroup_view;
+use crate::container::delete::run_poststop_hooks;
 use crate::container::handover::{send_listener, send_master, send_pidfd, write_pid_file};
 use crate::container::id::ContainerId;
 use crate::container::notify::{self, Notify};
@@ -415,11 +416,13 @@ impl<'a> Unfinished<'a> {
 
     /// Removes all there is, and passes the error on. A failure here is only told: the first error is what counts.
     pub(super) fn undo(&mut self, error: anyhow::Error) -> anyhow::Error {
-        if let Some(Spawned { child, .. }) = self.spawned.take() {
+        let spawned = self.spawned.take();
+        if let Some(Spawned { child, .. }) = &spawned {
             let _ = sys::process::pidfd_send_signal(&child.pidfd, libc::SIGKILL);
             let _ = sys::process::wait(&child.pidfd);
         }
-        if let Some(Record { mut cgroup, .. }) = self.record.take() {
+        let mut record = self.record.take();
+        if let Some(Record { cgroup, .. }) = &mut record {
             // What the child left in it, like a hook.
             let removed = cgroup
                 .kill()
@@ -429,10 +432,15 @@ impl<'a> Unfinished<'a> {
             }
             cgroup.undo();
         }
-        if let Some(directory) = self.directory.take()
-            && let Err(error) = directory.remove()
-        {
-            log::warn(format_args!("clean up: {error:#}"));
+        if let Some(directory) = self.directory.take() {
+            // They take back what the hooks before did, which the one that failed may have followed (runtime-spec,
+            // "Lifecycle": an aborted create goes on with the poststop hooks; so does runc).
+            if let Some(record) = record.filter(|record| record.has_hooks && spawned.is_some()) {
+                run_poststop_hooks(&directory, &record);
+            }
+            if let Err(error) = directory.remove() {
+                log::warn(format_args!("clean up: {error:#}"));
+            }
         }
         error
     }

@@ -49,7 +49,7 @@ pub(super) fn remove_killed(directory: Locked, record: &Record) -> Result<()> {
 }
 
 /// All of them run, whatever the others do: the container is gone already.
-fn run_poststop_hooks(directory: &Locked, record: &Record) {
+pub(super) fn run_poststop_hooks(directory: &Locked, record: &Record) {
     let spec = match directory.config().and_then(|config| bundle::parse_kept(&config)) {
         Ok(spec) => spec,
         Err(error) => return log::warn(format_args!("poststop hooks: {error:#}")),

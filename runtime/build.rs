@@ -1,4 +1,5 @@
-//! Gives `rtc --version` the commit it was built from; without git, or outside a clone, that is `unknown`.
+//! Gives `rtc --version` the commit it was built from; without git, or outside a clone, that is `unknown`. Sets the
+//! entry of the executable.
 
 use std::process::Command;
 
@@ -11,6 +12,11 @@ fn main() {
         .or_else(commit)
         .unwrap_or_else(|| "unknown".into());
     println!("cargo:rustc-env=RTC_COMMIT={commit}");
+    // src/sys/early.rs has an entry of ours, before libc's. Only optimised code is free of calls to libc.
+    let of_cargo = |name: &str| std::env::var(name).unwrap_or_default();
+    if of_cargo("CARGO_CFG_TARGET_ARCH") == "x86_64" && of_cargo("OPT_LEVEL") != "0" {
+        println!("cargo:rustc-link-arg-bin=rtc=-Wl,--undefined=rtc_entry,-e,rtc_entry");
+    }
 }
 
 fn commit() -> Option<String> {

@@ -261,7 +261,7 @@ class Contest:
             if not works(high):
                 cells[name] = {"failed": f"does not run with {high} KiB"}
                 continue
-            while high - low > 16:
+            while high - low > 4:
                 middle = (low + high) // 2 // 4 * 4
                 low, high = (low, middle) if works(middle) else (middle, high)
             cells[name] = {"value": high}

@@ -12,8 +12,8 @@
 //! only warn, and all of them run.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::ffi::{CString, OsStr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SIGKILL, killpg};
 use nix::unistd::Pid;
 use oci_spec::runtime::Hook;
 
@@ -72,52 +73,37 @@ impl State {
 /// What a failing hook printed is told up to here, in bytes.
 const OUTPUT_MAX: usize = 4096;
 
-/// Runs hooks in their order; the first failure ends it.
-///
-/// `state` is the container's state as JSON. A hook without an environment of its own gets `environment`.
+/// Where hooks run, and with what.
+#[derive(Debug)]
+pub enum Place<'a> {
+    /// In the runtime's namespaces, in the bundle's directory; a hook without an environment of its own gets the runtime's.
+    Runtime {
+        /// The bundle.
+        bundle: &'a Path,
+        /// A pidfd of init, where nothing is to be waited for once that has ended.
+        init: Option<BorrowedFd<'a>>,
+    },
+    /// In the container's; a hook without an environment of its own gets that of the container's process.
+    Container {
+        /// `NAME=value`.
+        environment: &'a [CString],
+    },
+}
+
+/// Runs hooks in their order; the first failure ends it. `state` is the container's state as JSON.
 ///
 /// # Errors
 ///
 /// A hook that can't be run, fails or takes longer than its timeout, by kind and number.
-pub fn run(
-    kind: &str,
-    hooks: Option<&Vec<Hook>>,
-    state: &str,
-    environment: &[std::ffi::CString],
-) -> Result<()> {
+pub fn run(kind: &str, hooks: Option<&Vec<Hook>>, state: &str, place: &Place<'_>) -> Result<()> {
     for (number, hook) in hooks.into_iter().flatten().enumerate() {
-        run_one(hook, state, environment).with_context(|| format!("error running {kind} hook #{number}"))?;
+        run_one(hook, state, place).with_context(|| format!("error running {kind} hook #{number}"))?;
     }
     Ok(())
 }
 
-fn run_one(hook: &Hook, state: &str, environment: &[std::ffi::CString]) -> Result<()> {
-    let mut command = Command::new(hook.path());
-    if let [name, arguments @ ..] = hook.args().as_deref().unwrap_or_default() {
-        command.arg0(name).args(arguments);
-    }
-    command.env_clear();
-    match hook.env() {
-        Some(variables) if !variables.is_empty() => {
-            command.envs(variables.iter().filter_map(|variable| variable.split_once('=')));
-        }
-        _ => {
-            command.envs(environment.iter().filter_map(|variable| {
-                let bytes = variable.as_bytes();
-                let equals = bytes.iter().position(|byte| *byte == b'=')?;
-                Some((
-                    OsStr::from_bytes(&bytes[..equals]),
-                    OsStr::from_bytes(&bytes[equals + 1..]),
-                ))
-            }));
-        }
-    }
-    // In a process group of its own, so that a timeout ends what it started, too.
-    command
-        .process_group(0)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+fn run_one(hook: &Hook, state: &str, place: &Place<'_>) -> Result<()> {
+    let mut command = command(hook, place);
     let mut child = command
         .spawn()
         .with_context(|| format!("run {}", hook.path().display()))?;
@@ -125,10 +111,14 @@ fn run_one(hook: &Hook, state: &str, environment: &[std::ffi::CString]) -> Resul
         .timeout()
         .and_then(|seconds| u64::try_from(seconds).ok())
         .map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let followed = follow(&mut child, state, deadline);
+    let init = match place {
+        Place::Runtime { init, .. } => *init,
+        Place::Container { .. } => None,
+    };
+    let followed = follow(&mut child, state, deadline, init);
     if followed.is_err() {
         // It may have ended meanwhile; then there is nobody to signal.
-        let _ = nix::sys::signal::killpg(Pid::from_raw(child.id().cast_signed()), nix::sys::signal::SIGKILL);
+        let _ = killpg(Pid::from_raw(child.id().cast_signed()), SIGKILL);
     }
     let status = child.wait().context("wait for the hook")?;
     let output = followed?;
@@ -137,6 +127,44 @@ fn run_one(hook: &Hook, state: &str, environment: &[std::ffi::CString]) -> Resul
         (Some(code), _) => Err(anyhow!("exit status {code}, {output}")),
         (None, signal) => Err(anyhow!("{}, {output}", signal_text(signal.unwrap_or(0)))),
     }
+}
+
+fn command(hook: &Hook, place: &Place<'_>) -> Command {
+    let mut command = Command::new(hook.path());
+    if let [name, arguments @ ..] = hook.args().as_deref().unwrap_or_default() {
+        command.arg0(name).args(arguments);
+    }
+    let own = hook.env().as_ref().filter(|variables| !variables.is_empty());
+    match (own, place) {
+        (Some(variables), _) => {
+            command
+                .env_clear()
+                .envs(variables.iter().filter_map(|variable| variable.split_once('=')));
+        }
+        (None, Place::Container { environment }) => {
+            command
+                .env_clear()
+                .envs(environment.iter().filter_map(|variable| {
+                    let bytes = variable.as_bytes();
+                    let equals = bytes.iter().position(|byte| *byte == b'=')?;
+                    Some((
+                        OsStr::from_bytes(&bytes[..equals]),
+                        OsStr::from_bytes(&bytes[equals + 1..]),
+                    ))
+                }));
+        }
+        (None, Place::Runtime { .. }) => {}
+    }
+    if let Place::Runtime { bundle, .. } = place {
+        command.current_dir(bundle);
+    }
+    // In a process group of its own, so that a timeout ends what it started, too.
+    command
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
 }
 
 /// As Go words it, which is what tests of runc look for (`bad system call`).
@@ -150,7 +178,12 @@ fn signal_text(signal: i32) -> String {
 
 /// Feeds the hook and gathers what it prints, until it ends. A hook that reads or prints nothing, too much, or leaves a
 /// child behind that holds its output, holds up nobody.
-fn follow(child: &mut Child, state: &str, deadline: Option<Instant>) -> Result<String> {
+fn follow(
+    child: &mut Child,
+    state: &str,
+    deadline: Option<Instant>,
+    init: Option<BorrowedFd<'_>>,
+) -> Result<String> {
     let ended = pidfd_open(Pid::from_raw(child.id().cast_signed()))?;
     let mut stdin = child.stdin.take().map(OwnedFd::from);
     let mut stdout = child.stdout.take().map(OwnedFd::from);
@@ -162,6 +195,7 @@ fn follow(child: &mut Child, state: &str, deadline: Option<Instant>) -> Result<S
     }
     loop {
         let mut waiting = vec![PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
+        waiting.extend(init.map(|init| PollFd::new(init, PollFlags::POLLIN)));
         for (pipe, events) in [
             (&stdin, PollFlags::POLLOUT),
             (&stdout, PollFlags::POLLIN),
@@ -178,6 +212,9 @@ fn follow(child: &mut Child, state: &str, deadline: Option<Instant>) -> Result<S
             polled => polled.context("poll")?,
         };
         let has_ended = waiting[0].any().unwrap_or(false);
+        if init.is_some() && waiting[1].any().unwrap_or(false) {
+            bail!("the container's init has ended meanwhile");
+        }
         feed(&mut stdin, &mut unread);
         gather(&mut stdout, &mut out);
         gather(&mut stderr, &mut err);
@@ -245,8 +282,10 @@ mod tests {
         HookBuilder::default().path("/bin/sh").args(args).build().unwrap()
     }
 
+    const HERE: Place<'static> = Place::Container { environment: &[] };
+
     fn run_shell(script: &str) -> Result<()> {
-        run("poststart", Some(&vec![shell(script)]), "{\"id\":\"x\"}", &[])
+        run("poststart", Some(&vec![shell(script)]), "{\"id\":\"x\"}", &HERE)
     }
 
     #[test]
@@ -271,15 +310,15 @@ mod tests {
     #[test]
     fn a_hook_that_leaves_a_child_behind_holds_up_nobody() {
         let started = Instant::now();
-        run_shell("sleep 300 & echo $! >&2; exit 0").unwrap();
-        assert!(started.elapsed() < Duration::from_secs(200));
+        run_shell("sleep 60 & echo $! >&2; exit 0").unwrap();
+        assert!(started.elapsed() < Duration::from_secs(50));
     }
 
     #[test]
     fn a_hook_is_ended_at_its_timeout() {
         let mut hook = shell("sleep 300");
         hook.set_timeout(Some(1));
-        let error = run("prestart", Some(&vec![hook]), "{}", &[]).unwrap_err();
+        let error = run("prestart", Some(&vec![hook]), "{}", &HERE).unwrap_err();
         assert!(
             format!("{error:#}").contains("longer than its timeout"),
             "{error:#}"
@@ -288,7 +327,10 @@ mod tests {
 
     #[test]
     fn a_hook_without_an_environment_gets_the_one_it_inherits() {
-        let environment = [std::ffi::CString::new("A=b=c").unwrap()];
-        run("x", Some(&vec![shell("[ \"$A\" = b=c ]")]), "{}", &environment).unwrap();
+        let environment = [CString::new("A=b=c").unwrap()];
+        let place = Place::Container {
+            environment: &environment,
+        };
+        run("x", Some(&vec![shell("[ \"$A\" = b=c ]")]), "{}", &place).unwrap();
     }
 }

@@ -13,7 +13,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use libc::c_int;
 use nix::unistd::Pid;
-use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType as Type, LinuxTimeOffset};
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType as Type, LinuxTimeOffset, Spec};
 
 use crate::sys::clone::{
     CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER,
@@ -99,6 +99,49 @@ impl Namespaces {
             container: Some(OfContainer { init, flags, root }),
             ..Self::default()
         }
+    }
+
+    /// Checks that what is set in a namespace by its name is not set in the runtime's own, which a path may lead to.
+    ///
+    /// # Errors
+    ///
+    /// `hostname`, `domainname` or a sysctl would change the host.
+    pub fn check_names(&self, spec: &Spec) -> Result<()> {
+        const SYSCTLS: [(c_int, &str, &[&str]); 3] = [
+            (CLONE_NEWNET, "/proc/self/ns/net", &["net."]),
+            (
+                CLONE_NEWIPC,
+                "/proc/self/ns/ipc",
+                &["kernel.msg", "kernel.sem", "kernel.shm", "fs.mqueue."],
+            ),
+            (
+                CLONE_NEWUTS,
+                "/proc/self/ns/uts",
+                &["kernel.domainname", "kernel.hostname"],
+            ),
+        ];
+        for (flag, own, prefixes) in SYSCTLS {
+            let Some(joined) = self.joined(flag) else { continue };
+            let joined = nix::sys::stat::fstat(joined).context("fstat a namespace")?;
+            let own = nix::sys::stat::stat(own).with_context(|| format!("stat {own}"))?;
+            if (joined.st_dev, joined.st_ino) != (own.st_dev, own.st_ino) {
+                continue;
+            }
+            let sysctls = spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref());
+            for key in sysctls.into_iter().flatten().map(|(key, _)| key) {
+                let dotted = key.replace('/', ".");
+                if prefixes.iter().any(|prefix| dotted.starts_with(prefix)) {
+                    bail!(
+                        "linux.sysctl: sysctl {key:?} not allowed in host {} namespace",
+                        name(flag)
+                    );
+                }
+            }
+            if flag == CLONE_NEWUTS && (spec.hostname().is_some() || spec.domainname().is_some()) {
+                bail!("hostname, domainname: not allowed in host uts namespace: the host would be renamed");
+            }
+        }
+        Ok(())
     }
 
     /// What must stay open until [`Namespaces::enter`].
@@ -299,6 +342,30 @@ impl IdMaps {
             uid_map: lines(linux.uid_mappings()),
             gid_map: lines(linux.gid_mappings()),
         }
+    }
+
+    /// Checks that a process in a joined user namespace has these maps; where none are configured, any will do.
+    ///
+    /// # Errors
+    ///
+    /// It has others: files would be made for the wrong users.
+    pub fn check(&self, pid: Pid) -> Result<()> {
+        for (file, map, field) in [
+            ("uid_map", &self.uid_map, "uidMappings"),
+            ("gid_map", &self.gid_map, "gidMappings"),
+        ] {
+            let path = format!("/proc/{pid}/{file}");
+            let found = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+            // The kernel pads the numbers.
+            if !map.is_empty() && !map.split_whitespace().eq(found.split_whitespace()) {
+                bail!(
+                    "linux.{field}: {:?}: the user namespace that is joined has {:?}; leave the mappings out, or give its own",
+                    map.trim_end(),
+                    found.split_whitespace().collect::<Vec<_>>().join(" ")
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Maps the ids of a process that has just been cloned into its user namespace.

@@ -45,6 +45,7 @@ const TESTS: &[(&str, Test)] = &[
         odd_directory,
     ),
     ("the_sealed_program_has_no_descriptor_more", no_descriptor_more),
+    ("rtc_seals_itself_whatever_its_environment_and_name", rtc_itself),
 ];
 
 fn main() -> ExitCode {
@@ -302,4 +303,27 @@ fn no_descriptor_more(program: &Path) {
     assert_eq!(sealed.seal(), "Overlay");
     assert_eq!(sealed.line("descriptors"), inherited.to_string());
     sealed.end();
+}
+
+/// Of `rtc` itself, which has an entry of its own before libc's.
+fn rtc_itself(program: &Path) {
+    fs::copy(env!("CARGO_BIN_EXE_rtc"), program).expect("copy rtc");
+    let says = |command: &mut Command, seal: &str| {
+        command.args(["--debug", "--root", "/nowhere", "exec", "none", "true"]);
+        let output = command.stdin(Stdio::null()).output().expect("run rtc");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains(seal) && text.contains("none"), "{text}");
+        assert!(!text.contains("_RTC_SEALED"), "{text}");
+    };
+    says(&mut Command::new(program), "using overlayfs");
+    says(Command::new(program).env_clear(), "using overlayfs");
+    says(Command::new(program).env_clear().arg0(""), "using overlayfs");
+    says(Command::new(program).env("_RTC_SEALED", "1"), "using overlayfs");
+    let many = (0..3000).map(|i| (format!("V{i}"), "v"));
+    says(Command::new(program).envs(many), "using overlayfs");
+    let mut unprivileged = Command::new("setpriv");
+    unprivileged
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(program);
+    says(&mut unprivileged, "using a memfd");
 }

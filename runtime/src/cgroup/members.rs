@@ -82,7 +82,8 @@ impl Cgroup {
     fn kill_new(&self, killed: &mut Vec<Pid>) -> Result<bool> {
         let before = killed.len();
         for pid in self.processes()? {
-            if killed[..before].contains(&pid) {
+            // Those outside of our PID namespace are listed as 0, which would be our own process group.
+            if pid.as_raw() <= 0 || killed[..before].contains(&pid) {
                 continue;
             }
             match kill(pid, Signal::SIGKILL) {

@@ -29,12 +29,13 @@ use crate::container::cgroup_view::cgroup_view;
 use crate::container::delete::run_poststop_hooks;
 use crate::container::handover::{send_listener, send_master, send_pidfd, write_pid_file};
 use crate::container::id::ContainerId;
+use crate::container::kill::has_ended;
 use crate::container::notify::{self, Notify};
 use crate::container::state::{Locked, Record, StateRoot, process_stat};
 use crate::namespace::{IdMaps, Namespaces};
 use crate::process::channel::{Channel, Message};
 use crate::process::gate::Gate;
-use crate::process::identity::Identity;
+use crate::process::identity::{self, Identity};
 use crate::process::init::{Init, Root, runs_in_runtime};
 use crate::process::label::set_oom_score;
 use crate::process::payload::Payload;
@@ -150,6 +151,12 @@ pub(super) struct HandedOver {
 impl<'a> Unfinished<'a> {
     /// Steps 1 to 6.
     pub(super) fn begin(root: &StateRoot, options: &'a mut CreateOptions, gated: bool) -> Result<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            bail!(
+                "rtc must be run as root (user {} is not): rootless containers are not supported yet",
+                nix::unistd::geteuid()
+            );
+        }
         let directory = root.claim(&options.id)?;
         let prepared = notify::prepare(&directory, &mut options.bundle.spec);
         // `start` binds the socket of a container that waits for it.
@@ -190,6 +197,7 @@ impl<'a> Unfinished<'a> {
             .as_ref()
             .context("config.json: process is missing; nothing could be started")?;
         let namespaces = Namespaces::open(linux)?;
+        namespaces.check_names(spec)?;
         let payload = payload(process, linux, options)?;
         let layout = Layout::detect()?;
         let driver = if options.systemd_cgroup {
@@ -244,6 +252,7 @@ impl<'a> Unfinished<'a> {
             cgroup: born_in,
             cgroup_procs: procs,
             before_entering: &|| Ok(()),
+            not_shared: &self.directory()?.descriptors(),
             keep_only: None,
         };
         self.spawned = Some(spawn(&birth, |channel| init.run(channel))?);
@@ -270,6 +279,8 @@ impl<'a> Unfinished<'a> {
                 .collect(),
             cgroup,
             gated,
+            set_up: gated,
+            no_new_keyring: self.options.no_new_keyring,
             has_hooks: spec.hooks().is_some(),
             owns_pids,
         }
@@ -285,7 +296,7 @@ impl<'a> Unfinished<'a> {
         let pid = self.child()?.pid;
         let record = self.record.as_mut().context("the record")?;
         record.pid = pid.as_raw();
-        (_, record.start_time) = process_stat(pid)?;
+        (_, record.start_time) = process_stat(pid).context("the container's process has ended")?;
         self.save()?;
         match &self.options.pidfd_socket {
             Some(path) => send_pidfd(path, self.child()?),
@@ -300,6 +311,15 @@ impl<'a> Unfinished<'a> {
         };
         if namespaces.makes(CLONE_NEWUSER) {
             IdMaps::new(linux).write(child.pid)?;
+        }
+        if namespaces.joins(CLONE_NEWUSER) {
+            IdMaps::new(linux).check(child.pid)?;
+        }
+        if namespaces.has(CLONE_NEWUSER)
+            && let Some(process) = self.options.bundle.spec.process()
+        {
+            // From inside the namespace no hard limit can be raised.
+            identity::set_rlimits(child.pid, process)?;
         }
         if namespaces.has(CLONE_NEWUSER)
             && let Some(score) = self
@@ -336,17 +356,33 @@ impl<'a> Unfinished<'a> {
             .context("the container's process")
     }
 
-    /// Steps 7 and 8.
+    /// Steps 7 and 8, the latter for a container that waits for `start`.
     pub(super) fn finish(&mut self) -> Result<HandedOver> {
         let mut handed_over = self.serve()?;
         handed_over.notify = self.notify.take();
-        if let Some(path) = &self.options.pid_file {
-            write_pid_file(path, self.child()?.pid.as_raw())?;
-        }
         if self.record.as_ref().is_some_and(|record| record.gated) {
+            self.write_pid_file()?;
             Gate::publish(self.directory()?)?;
+            let Some(Spawned { channel, .. }) = &self.spawned else {
+                bail!("no child")
+            };
+            channel.go()?;
         }
         Ok(handed_over)
+    }
+
+    /// Step 8 for a container that runs its program already.
+    pub(super) fn set_up(&mut self) -> Result<()> {
+        self.record.as_mut().context("the record")?.set_up = true;
+        self.save()?;
+        self.write_pid_file()
+    }
+
+    fn write_pid_file(&self) -> Result<()> {
+        match &self.options.pid_file {
+            Some(path) => write_pid_file(path, self.child()?.pid.as_raw()),
+            None => Ok(()),
+        }
     }
 
     /// The child.
@@ -400,8 +436,12 @@ impl<'a> Unfinished<'a> {
         }
         let state = self.hook_state.json("creating", child.pid.as_raw());
         let prestart = hooks.prestart();
-        hooks::run("prestart", prestart.as_ref(), &state, &[])?;
-        hooks::run("createRuntime", hooks.create_runtime().as_ref(), &state, &[])
+        let place = hooks::Place::Runtime {
+            bundle: &self.options.bundle.dir,
+            init: Some(child.pidfd.as_fd()),
+        };
+        hooks::run("prestart", prestart.as_ref(), &state, &place)?;
+        hooks::run("createRuntime", hooks.create_runtime().as_ref(), &state, &place)
     }
 
     fn send_listener(&self, listener: &OwnedFd, child: &Child, channel: &Channel) -> Result<()> {
@@ -419,28 +459,33 @@ impl<'a> Unfinished<'a> {
         let spawned = self.spawned.take();
         if let Some(Spawned { child, .. }) = &spawned {
             let _ = sys::process::pidfd_send_signal(&child.pidfd, libc::SIGKILL);
-            let _ = sys::process::wait(&child.pidfd);
+            if let Some(record) = &self.record {
+                // Thaws it, and ends what the child left in it, like a hook.
+                let _ = record.cgroup.kill();
+            }
+            if has_ended(&child.pidfd, CGROUP_DEADLINE).unwrap_or(true) {
+                let _ = sys::process::wait(&child.pidfd);
+            }
         }
         let mut record = self.record.take();
         if let Some(Record { cgroup, .. }) = &mut record {
-            // What the child left in it, like a hook.
-            let removed = cgroup
-                .kill()
-                .and_then(|()| cgroup.remove(Instant::now() + CGROUP_DEADLINE));
+            let removed = cgroup.remove(Instant::now() + CGROUP_DEADLINE);
             if let Err(error) = removed {
                 log::warn(format_args!("clean up: {error:#}"));
             }
             cgroup.undo();
         }
-        if let Some(directory) = self.directory.take() {
-            // They take back what the hooks before did, which the one that failed may have followed (runtime-spec,
-            // "Lifecycle": an aborted create goes on with the poststop hooks; so does runc).
-            if let Some(record) = record.filter(|record| record.has_hooks && spawned.is_some()) {
-                run_poststop_hooks(&directory, &record);
-            }
-            if let Err(error) = directory.remove() {
-                log::warn(format_args!("clean up: {error:#}"));
-            }
+        if let Some(directory) = self.directory.take()
+            && let Err(error) = directory.remove()
+        {
+            log::warn(format_args!("clean up: {error:#}"));
+        }
+        // They take back what the hooks before did, which the one that failed may have followed (runtime-spec,
+        // "Lifecycle": an aborted create goes on with the poststop hooks; so does runc).
+        let hooks = self.options.bundle.spec.hooks().as_ref();
+        if let (Some(record), Some(_), Some(hooks)) = (&record, &spawned, hooks) {
+            let poststop = hooks.poststop().as_deref().unwrap_or_default();
+            run_poststop_hooks(poststop, &self.options.id, record);
         }
         error
     }

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use oci_spec::runtime::Hook;
 
 use crate::container::create::CGROUP_DEADLINE;
 use crate::container::id::ContainerId;
@@ -15,7 +16,7 @@ use crate::{bundle, hooks, log};
 ///
 /// It is not stopped, or something of it can't be removed; then it can be deleted again.
 pub fn delete(root: &StateRoot, id: &ContainerId, force: bool) -> Result<()> {
-    let directory = match root.lock(id) {
+    let directory = match lock(root, id, force) {
         Err(error) if force && error.is::<NotFound>() => return Ok(()),
         locked => locked?,
     };
@@ -33,38 +34,73 @@ pub fn delete(root: &StateRoot, id: &ContainerId, force: bool) -> Result<()> {
     remove_killed(directory, &record)
 }
 
-/// Ends what runs, then removes the cgroup, runs the poststop hooks and removes the state.
+/// Locks the container. Whoever holds the lock may wait for something of the container, a hook or a start that never
+/// ends: with `force` that is killed first.
+fn lock(root: &StateRoot, id: &ContainerId, force: bool) -> Result<Locked> {
+    if force && root.try_lock(id)?.is_none() {
+        let record = root.open(id)?.record();
+        if let Ok(Some(record)) = record
+            && record.pid != 0
+        {
+            // Those that have ended meanwhile are killed well enough.
+            let _ = record.signal(libc::SIGKILL);
+            let _ = record.cgroup.kill();
+        }
+    }
+    root.lock(id)
+}
+
+/// Ends what runs, then removes the cgroup and the state, and runs the poststop hooks.
 pub(super) fn remove_killed(directory: Locked, record: &Record) -> Result<()> {
+    if record.pid == 0 {
+        // Its create died before there was an init, or before it could say so; then that ends by itself. The cgroup may
+        // be another container's, which the create was about to find out: nothing in it is ours to kill.
+        if let Err(error) = record.cgroup.remove(Instant::now() + CGROUP_DEADLINE) {
+            log::warn(format_args!("its cgroup is left: {error:#}"));
+        }
+        return directory.remove();
+    }
     if directory.status(record)? != Status::Stopped {
         record.signal(libc::SIGKILL).ok();
     }
     // Also what init left behind, where it did not own the PID namespace; and what is frozen.
     record.cgroup.kill().context("kill the container's processes")?;
-    record.wait_for_end();
+    record.wait_for_end(CGROUP_DEADLINE)?;
     record.cgroup.remove(Instant::now() + CGROUP_DEADLINE)?;
-    if record.has_hooks {
-        run_poststop_hooks(&directory, record);
+    let poststop = poststop_hooks(&directory, record);
+    let id = directory.id().clone();
+    // The container is gone before its hooks run: they may look, and even make it again.
+    directory.remove()?;
+    run_poststop_hooks(&poststop, &id, record);
+    Ok(())
+}
+
+fn poststop_hooks(directory: &Locked, record: &Record) -> Vec<Hook> {
+    if !record.has_hooks {
+        return Vec::new();
     }
-    directory.remove()
+    match directory.config().and_then(|config| bundle::parse_kept(&config)) {
+        Ok(spec) => spec
+            .hooks()
+            .as_ref()
+            .and_then(|hooks| hooks.poststop().clone())
+            .unwrap_or_default(),
+        Err(error) => {
+            log::warn(format_args!("poststop hooks: {error:#}"));
+            Vec::new()
+        }
+    }
 }
 
 /// All of them run, whatever the others do: the container is gone already.
-pub(super) fn run_poststop_hooks(directory: &Locked, record: &Record) {
-    let spec = match directory.config().and_then(|config| bundle::parse_kept(&config)) {
-        Ok(spec) => spec,
-        Err(error) => return log::warn(format_args!("poststop hooks: {error:#}")),
-    };
-    let Some(poststop) = spec.hooks().as_ref().and_then(|hooks| hooks.poststop().as_ref()) else {
-        return;
-    };
-    let state = record.hook_state(directory.id());
-    for hook in poststop {
-        if let Err(error) = hooks::run(
-            "poststop",
-            Some(&vec![hook.clone()]),
-            &state.json("stopped", 0),
-            &[],
-        ) {
+pub(super) fn run_poststop_hooks(hooks: &[Hook], id: &ContainerId, record: &Record) {
+    let state = record.hook_state(id).json("stopped", 0);
+    for hook in hooks {
+        let place = hooks::Place::Runtime {
+            bundle: &record.bundle,
+            init: None,
+        };
+        if let Err(error) = hooks::run("poststop", Some(&vec![hook.clone()]), &state, &place) {
             log::warn(format_args!("{error:#}"));
         }
     }

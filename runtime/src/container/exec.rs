@@ -19,7 +19,7 @@ use crate::container::state::{Directory, Operation, Record, StateRoot};
 use crate::namespace::{self, Namespaces};
 use crate::process::channel::Message;
 use crate::process::foreground::{self, Signals};
-use crate::process::identity::{Identity, cpu_mask};
+use crate::process::identity::{self, Identity, cpu_mask};
 use crate::process::join::Join;
 use crate::process::label::{Labels, set_oom_score};
 use crate::process::payload::Payload;
@@ -113,8 +113,13 @@ impl Container<'_> {
             .ok_or_else(|| anyhow!("cannot exec in a stopped container"))?;
         let namespaces = linux.namespaces().iter().flatten();
         let flags = namespaces.fold(0, |flags, namespace| flags | namespace::flag(namespace.typ()));
-        let root = (flags & CLONE_NEWNS == 0).then(|| self.open_root()).transpose()?;
+        let root = (flags & CLONE_NEWNS == 0)
+            .then(|| self.open_root(&init))
+            .transpose()?;
         let namespaces = Namespaces::of_container(init, flags, root);
+        let keyring = (!record.no_new_keyring)
+            .then(|| CString::new(format!("_ses.{}", self.directory.id())).context("the name of the keyring"))
+            .transpose()?;
         let join = Join {
             namespaces: &namespaces,
             in_user_namespace: flags & CLONE_NEWUSER != 0,
@@ -122,10 +127,7 @@ impl Container<'_> {
                 identity: Identity::new(process, linux)?,
                 program: Program::new(process)?,
                 filter: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
-                keyring: Some(
-                    CString::new(format!("_ses.{}", self.directory.id()))
-                        .context("the name of the keyring")?,
-                ),
+                keyring,
                 terminal: terminal_of(Some(process), options.console_socket.is_some()),
                 preserve_fds: options.preserve_fds,
             },
@@ -135,7 +137,14 @@ impl Container<'_> {
         } else {
             record.cgroup.join_target_below(&options.cgroup)?
         };
-        let before_entering = || apply_to_ourselves(process);
+        let in_user_namespace = flags & CLONE_NEWUSER != 0;
+        let before_entering = || {
+            if in_user_namespace {
+                // From inside the namespace no hard limit can be raised; children inherit ours.
+                identity::set_rlimits(nix::unistd::Pid::from_raw(0), process)?;
+            }
+            apply_to_ourselves(process)
+        };
         let mut join = Some(join);
         let mut spawn_into = |target: &JoinTarget| {
             let (cgroup, cgroup_procs) = match target {
@@ -147,6 +156,7 @@ impl Container<'_> {
                 cgroup,
                 cgroup_procs,
                 before_entering: &before_entering,
+                not_shared: &[],
                 keep_only: Some(options.preserve_fds),
             };
             spawn(&birth, |channel| {
@@ -165,13 +175,16 @@ impl Container<'_> {
     }
 
     /// The root of a container without a mount namespace of its own.
-    fn open_root(&self) -> Result<OwnedFd> {
+    fn open_root(&self, init: &OwnedFd) -> Result<OwnedFd> {
         let path = format!("/proc/{}/root", self.record.pid);
         let root = File::options()
             .read(true)
             .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
             .open(&path);
-        Ok(root.with_context(|| format!("open {path}"))?.into())
+        let root = root.with_context(|| format!("open {path}"))?;
+        // Still there: the path was that of init, not of a process that got its pid.
+        process::pidfd_send_signal(init, 0).context("the container's init")?;
+        Ok(root.into())
     }
 
     /// Does what the child asks for, until it executes its program. Returns the master of its terminal, where that is
@@ -236,6 +249,6 @@ fn is_busy(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause
             .downcast_ref::<sys::Error>()
-            .is_some_and(|error| error.errno == sys::Errno::EBUSY)
+            .is_some_and(|error| matches!(error.errno, sys::Errno::EBUSY | sys::Errno::EOPNOTSUPP))
     })
 }

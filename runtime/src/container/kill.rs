@@ -1,12 +1,16 @@
 //! `kill`: a signal to init, by its pidfd, or to all processes of the container.
 
-use anyhow::{Context, Result};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
 use crate::container::id::ContainerId;
 use crate::container::state::{Operation, Record, StateRoot, Status, process_stat};
 use crate::sys::process::{pidfd_open, pidfd_send_signal};
-use crate::sys::{self, Errno};
+use crate::sys::{self, Errno, Named};
 
 /// Sends a signal to the container's init, or to `all` its processes.
 ///
@@ -36,13 +40,20 @@ pub fn kill(root: &StateRoot, id: &ContainerId, signal: i32, all: bool) -> Resul
     record.signal(signal)?;
     // A frozen process would get SIGKILL only after its thaw (cgroup v1).
     if signal == libc::SIGKILL && status == Status::Paused {
-        record.cgroup.thaw()?;
+        // One that is being deleted meanwhile needs no thaw.
+        let _ = record.cgroup.thaw();
     }
     Ok(())
 }
 
 fn signal_all(record: &Record, signal: i32) -> Result<()> {
-    for pid in record.cgroup.processes()? {
+    // Processes outside of our PID namespace are listed as 0.
+    for pid in record
+        .cgroup
+        .processes()?
+        .into_iter()
+        .filter(|pid| pid.as_raw() > 0)
+    {
         match pidfd_open(pid).and_then(|pidfd| pidfd_send_signal(&pidfd, signal)) {
             Ok(())
             | Err(sys::Error {
@@ -73,7 +84,7 @@ impl Record {
     }
 
     /// A descriptor of init; `None` where it has ended and was collected.
-    pub fn pidfd(&self) -> Result<Option<std::os::fd::OwnedFd>> {
+    pub fn pidfd(&self) -> Result<Option<OwnedFd>> {
         if self.pid == 0 {
             return Ok(None);
         }
@@ -86,20 +97,40 @@ impl Record {
         };
         // Looked at after the open: what has the start time now is what the descriptor holds.
         Ok(process_stat(pid)
-            .is_ok_and(|(_, start)| start == self.start_time)
+            .is_some_and(|(_, start)| start == self.start_time)
             .then_some(pidfd))
     }
 
     /// Waits until init has ended, be it collected or not.
-    pub fn wait_for_end(&self) {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        use std::os::fd::AsFd;
-        if let Ok(Some(pidfd)) = self.pidfd() {
-            while poll(
-                &mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)],
-                PollTimeout::NONE,
-            ) == Err(nix::Error::EINTR)
-            {}
+    ///
+    /// # Errors
+    ///
+    /// It has not after `patience`: it waits in the kernel for a disk or a server, or is frozen from outside.
+    pub fn wait_for_end(&self, patience: Duration) -> Result<()> {
+        match self.pidfd()? {
+            Some(pidfd) if !has_ended(&pidfd, patience)? => Err(anyhow!(
+                "init, process {}, has not ended {} s after SIGKILL: see /proc/{0}/stack, then delete again",
+                self.pid,
+                patience.as_secs()
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a process ends within `patience`.
+///
+/// # Errors
+///
+/// As poll(2).
+pub fn has_ended(pidfd: impl AsFd, patience: Duration) -> Result<bool> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout) {
+            Err(Errno::EINTR) => {}
+            polled => return Ok(polled.call(|| "poll".into())? > 0),
         }
     }
 }

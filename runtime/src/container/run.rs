@@ -6,9 +6,8 @@ use anyhow::{Result, anyhow, bail};
 use oci_spec::runtime::Process;
 
 use crate::container::create::{CreateOptions, HandedOver, Unfinished, check_terminal};
-use crate::container::delete::remove_killed;
-use crate::container::start::run_poststart_hooks;
-use crate::container::state::{NotFound, StateRoot};
+use crate::container::start::{remove_if_same, run_poststart_hooks};
+use crate::container::state::StateRoot;
 use crate::log;
 use crate::process::channel::Message;
 use crate::process::foreground::{self, Signals};
@@ -54,7 +53,7 @@ pub fn run(root: &StateRoot, options: &mut CreateOptions, run: RunOptions) -> Re
     let (directory, record, Spawned { child, .. }) = unfinished.into_parts()?;
     // Others may look at it, exec into it and delete it while it runs.
     let id = directory.id().clone();
-    run_poststart_hooks(directory, &record)?;
+    run_poststart_hooks(root, directory, &record)?;
     let Some(signals) = signals else {
         if let Some(notify) = handed_over.notify {
             notify.wait(&child.pidfd, record.pid)?;
@@ -67,26 +66,22 @@ pub fn run(root: &StateRoot, options: &mut CreateOptions, run: RunOptions) -> Re
         .as_ref()
         .map(|notify| (notify.as_fd(), || notify.turn(main_pid)));
     let exit = foreground::wait(&child, &signals, master, reported)?;
-    if !run.keep {
-        match root.lock(&id) {
-            // Somebody else has deleted it.
-            Err(error) if error.is::<NotFound>() => {}
-            Err(error) => log::warn(format_args!("delete the container: {error:#}")),
-            Ok(directory) => remove_killed(directory, &record)
-                .unwrap_or_else(|error| log::warn(format_args!("delete the container: {error:#}"))),
-        }
+    if !run.keep
+        && let Err(error) = remove_if_same(root, &id, &record)
+    {
+        log::warn(format_args!("delete the container: {error:#}"));
     }
     Ok(exit.status())
 }
 
 impl Unfinished<'_> {
     /// Waits until init executes its program: its end of the channel closes.
-    fn wait_for_program(&self) -> Result<()> {
+    fn wait_for_program(&mut self) -> Result<()> {
         let Some(Spawned { channel, .. }) = self.spawned() else {
             bail!("no child")
         };
         match channel.receive()? {
-            None => Ok(()),
+            None => self.set_up(),
             Some(Message::Failed(text)) => Err(anyhow!(text)),
             Some(other) => bail!("an unexpected message from the container's process: {other:?}"),
         }

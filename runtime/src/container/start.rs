@@ -3,10 +3,11 @@
 use anyhow::{Context, Result, anyhow};
 
 use crate::bundle;
+use crate::container::create::CGROUP_DEADLINE;
 use crate::container::delete::remove_killed;
 use crate::container::id::ContainerId;
 use crate::container::notify::Notify;
-use crate::container::state::{Locked, Operation, Record, StateRoot};
+use crate::container::state::{Locked, NotFound, Operation, Record, StateRoot};
 use crate::process::gate;
 use crate::{hooks, log};
 
@@ -26,18 +27,18 @@ pub fn start(root: &StateRoot, id: &ContainerId) -> Result<()> {
         .ok_or_else(|| anyhow!("the container's init has ended"))?;
     if let Err(error) = gate::open(&directory) {
         // Whoever sees the error may look at the container at once: its process must have ended by then.
-        record.wait_for_end();
+        record.wait_for_end(CGROUP_DEADLINE)?;
         return Err(error);
     }
-    run_poststart_hooks(directory, &record)?;
+    run_poststart_hooks(root, directory, &record)?;
     match notify {
         Some(notify) => notify.wait(&init, record.pid),
         None => Ok(()),
     }
 }
 
-/// A failing poststart hook ends the container, as with runc. Gives up the lock.
-pub(super) fn run_poststart_hooks(directory: Locked, record: &Record) -> Result<()> {
+/// A failing poststart hook ends the container, as with runc. Gives up the lock before they run: they may use every verb.
+pub(super) fn run_poststart_hooks(root: &StateRoot, directory: Locked, record: &Record) -> Result<()> {
     if !record.has_hooks {
         return Ok(());
     }
@@ -46,17 +47,30 @@ pub(super) fn run_poststart_hooks(directory: Locked, record: &Record) -> Result<
     let Some(poststart) = hooks.and_then(|hooks| hooks.poststart().as_ref()) else {
         return Ok(());
     };
-    let state = record.hook_state(directory.id());
-    if let Err(error) = hooks::run(
-        "poststart",
-        Some(poststart),
-        &state.json("running", record.pid),
-        &[],
-    ) {
-        if let Err(error) = remove_killed(directory, record) {
+    let id = directory.id().clone();
+    drop(directory);
+    let state = record.hook_state(&id).json("running", record.pid);
+    let place = hooks::Place::Runtime {
+        bundle: &record.bundle,
+        init: None,
+    };
+    if let Err(error) = hooks::run("poststart", Some(poststart), &state, &place) {
+        if let Err(error) = remove_if_same(root, &id, record) {
             log::warn(format_args!("clean up: {error:#}"));
         }
         return Err(error).context("the container was ended");
     }
     Ok(())
+}
+
+/// Ends and deletes the container, unless somebody has deleted it meanwhile: another one may have its id.
+pub(super) fn remove_if_same(root: &StateRoot, id: &ContainerId, record: &Record) -> Result<()> {
+    match root.lock(id) {
+        Err(error) if error.is::<NotFound>() => Ok(()),
+        Err(error) => Err(error),
+        Ok(directory) if directory.record()?.is_some_and(|found| found.is_same(record)) => {
+            remove_killed(directory, record)
+        }
+        Ok(_) => Ok(()),
+    }
 }

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
@@ -62,6 +62,10 @@ pub struct Record {
     pub cgroup: Cgroup,
     /// Whether init waits for `start` at its beginning; a container of `run` does not.
     pub gated: bool,
+    /// Whether init is set up. A gated one says so by its gate.
+    pub set_up: bool,
+    /// Whether it keeps the caller's session keyring, and so do processes of `exec`.
+    pub no_new_keyring: bool,
     /// Whether the kept configuration must be read for hooks at `start` and `delete`, which is most of their time.
     pub has_hooks: bool,
     /// Whether init is pid 1 of a namespace of its own, so that all its processes end with it.
@@ -69,6 +73,12 @@ pub struct Record {
 }
 
 impl Record {
+    /// Whether another record is of the same container, not of a later one of the same id.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.pid, self.start_time) == (other.pid, other.start_time)
+    }
+
     /// What hooks and seccomp agents are told.
     #[must_use]
     pub fn hook_state(&self, id: &ContainerId) -> hooks::State {
@@ -219,7 +229,12 @@ impl StateRoot {
             }
             Err(error) => return Err(error).with_context(|| format!("mkdir {}", path.display())),
         }
-        self.lock(id)
+        // Whoever deletes it in between, or has made it again, has the name: we were too late.
+        let directory = self.open(id)?;
+        match directory.lock(FlockArg::LockExclusiveNonblock)? {
+            Some(locked) if locked.record()?.is_none() => Ok(locked),
+            _ => Err(anyhow!("container with given ID already exists: {id}")),
+        }
     }
 
     /// Opens a container to look at it.
@@ -247,22 +262,17 @@ impl StateRoot {
     ///
     /// [`NotFound`], also where it was deleted while we waited.
     pub fn lock(&self, id: &ContainerId) -> Result<Locked> {
-        let directory = self.open(id)?;
-        let duplicate = directory.fd.try_clone().context("dup")?;
-        let lock = loop {
-            match Flock::lock(duplicate.try_clone().context("dup")?, FlockArg::LockExclusive) {
-                Ok(lock) => break lock,
-                Err((_, Errno::EINTR)) => {}
-                Err((_, errno)) => return Err(errno).call(|| "flock".into()).context("lock the container"),
-            }
-        };
-        if fstat(&directory.fd).call(|| "fstat".into())?.st_nlink == 0 {
-            return Err(NotFound(id.clone()).into());
-        }
-        Ok(Locked {
-            directory,
-            _lock: lock,
-        })
+        let locked = self.open(id)?.lock(FlockArg::LockExclusive)?;
+        locked.ok_or_else(|| NotFound(id.clone()).into())
+    }
+
+    /// As [`StateRoot::lock`], but `None` where somebody changes it now.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`].
+    pub fn try_lock(&self, id: &ContainerId) -> Result<Option<Locked>> {
+        self.open(id)?.lock(FlockArg::LockExclusiveNonblock)
     }
 
     /// The ids of all containers, sorted. A missing root has none.
@@ -314,6 +324,24 @@ impl Directory {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Locks it. `None` where it was deleted meanwhile, or (non-blocking) somebody else has the lock.
+    fn lock(self, how: FlockArg) -> Result<Option<Locked>> {
+        let mut duplicate = self.fd.try_clone().context("dup")?;
+        let lock = loop {
+            match Flock::lock(duplicate, how) {
+                Ok(lock) => break lock,
+                Err((fd, Errno::EINTR)) => duplicate = fd,
+                Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+                Err((_, errno)) => return Err(errno).call(|| "flock".into()).context("lock the container"),
+            }
+        };
+        let deleted = fstat(&self.fd).call(|| "fstat".into())?.st_nlink == 0;
+        Ok((!deleted).then_some(Locked {
+            directory: self,
+            lock,
+        }))
     }
 
     /// What create recorded; `None` where create died before it could.
@@ -376,6 +404,9 @@ impl Directory {
         if !is_alive(record) {
             return Ok(Status::Stopped);
         }
+        if !record.set_up {
+            return Ok(Status::Creating);
+        }
         if record.gated {
             match gate::waiting(self)? {
                 Waiting::NotYet => return Ok(Status::Creating),
@@ -394,37 +425,33 @@ impl Directory {
 
 /// Whether init is alive: a process of its pid and start time that is no zombie.
 fn is_alive(record: &Record) -> bool {
-    matches!(process_stat(Pid::from_raw(record.pid)), Ok((state, start)) if start == record.start_time && state != 'Z' && state != 'X')
+    process_stat(Pid::from_raw(record.pid))
+        .is_some_and(|(state, start)| start == record.start_time && state != 'Z' && state != 'X')
 }
 
-/// State and start time of a process (proc_pid_stat(5), fields 3 and 22).
-///
-/// # Errors
-///
-/// No such process.
-pub fn process_stat(pid: Pid) -> Result<(char, u64)> {
+/// State and start time of a process (proc_pid_stat(5), fields 3 and 22); `None` where there is none. No error is made
+/// of that: it is what most looks at a container that has just ended find.
+#[must_use]
+pub fn process_stat(pid: Pid) -> Option<(char, u64)> {
     let path = format!("/proc/{pid}/stat");
-    let fd = nix::fcntl::open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-        .call(|| format!("open({path:?})"))?;
+    let fd = nix::fcntl::open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
     // The kernel gives all of it at once: 52 fields, of which only the name is longer than a number.
     let mut buffer = [0; 2048];
-    let length = nix::unistd::read(&fd, &mut buffer).call(|| format!("read({path:?})"))?;
+    let length = nix::unistd::read(&fd, &mut buffer).ok()?;
     let text = String::from_utf8_lossy(&buffer[..length]);
     // The name, field 2, may hold anything, closing parentheses as well.
-    let after_name = text.rfind(')').map(|at| &text[at + 1..]).unwrap_or_default();
+    let after_name = text.rfind(')').map(|at| &text[at + 1..])?;
     let mut fields = after_name.split_ascii_whitespace();
-    let state = fields.next().and_then(|field| field.chars().next());
-    let start = fields.nth(18).and_then(|field| field.parse().ok());
-    state
-        .zip(start)
-        .ok_or_else(|| anyhow!("{path} has an unknown form"))
+    let state = fields.next()?.chars().next()?;
+    let start = fields.nth(18)?.parse().ok()?;
+    Some((state, start))
 }
 
 /// A container's state directory, open and locked.
 #[derive(Debug)]
 pub struct Locked {
     directory: Directory,
-    _lock: Flock<OwnedFd>,
+    lock: Flock<OwnedFd>,
 }
 
 impl std::ops::Deref for Locked {
@@ -442,6 +469,12 @@ impl AsFd for Locked {
 }
 
 impl Locked {
+    /// What no child may share: it would hold the lock for us.
+    #[must_use]
+    pub fn descriptors(&self) -> [RawFd; 2] {
+        [self.directory.fd.as_raw_fd(), self.lock.as_raw_fd()]
+    }
+
     /// Writes the record, whole or not at all.
     pub fn save(&self, record: &Record) -> Result<()> {
         let text = serde_json::to_vec(record).context("state.json")?;

@@ -8,7 +8,7 @@
 //!   | <------------------- Terminal + master fd - |   only with a terminal
 //!   | <---------------- SeccompListener + its fd - |   only with a filter that notifies; answered by Go
 //!   | <--------------------------------- Ready - |   all is set up, the program was found
-//!   |                                            |   ... waits at the gate, where there is one
+//!   | ---- Go: all is recorded ----------------> |   only with a gate, where it waits next
 //!   | <------------------------ Failed + text -- |   at any time, then it exits
 //!   | <--------------------------------- (end) - |   the program runs (close-on-exec), or the child died
 //! ```
@@ -77,9 +77,13 @@ impl Channel {
     /// The parent has gone, and with it the reason to live.
     pub fn wait_for_go(&self) -> Result<()> {
         let mut byte = [0];
-        match fd::receive(self, &mut byte)? {
-            (1, _) if byte == *b"G" => Ok(()),
-            _ => bail!("the runtime has gone"),
+        loop {
+            // By read(2), as `send_bytes`.
+            match nix::unistd::read(self, &mut byte) {
+                Ok(1) if byte == *b"G" => return Ok(()),
+                Err(sys::Errno::EINTR) => {}
+                Ok(_) | Err(_) => bail!("the runtime has gone"),
+            }
         }
     }
 
@@ -95,7 +99,7 @@ impl Channel {
         }
     }
 
-    /// By write(2), which a seccomp profile for a program allows. Where the parent has gone, SIGPIPE ends the child.
+    /// By write(2), which a seccomp profile for a program allows. SIGPIPE is ignored, as long as the process is ours.
     fn send_bytes(&self, bytes: &[u8]) -> sys::Result<()> {
         nix::unistd::write(self, bytes)
             .call(|| "write(channel)".into())

@@ -203,15 +203,22 @@ impl Relay {
         }
     }
 
-    /// The process has ended: what it printed before is still in the terminal.
+    /// The process has ended: what it printed before is still in the terminal, which holds less than this. What is left
+    /// behind may go on printing; nobody waits for that.
     fn drain(&mut self) {
         let mut before = usize::MAX;
-        while self.master_open && self.output.len() != before {
+        while self.master_open && self.output.len() != before && self.output.len() < 2 * HELD_MAX {
             before = self.output.len();
             self.master_open = read_into(self.master.as_fd(), &mut self.output);
         }
         while self.stdout_open && !self.output.is_empty() {
-            self.stdout_open = write_from(STDOUT, &mut self.output);
+            // Ours may be non-blocking: it belongs to the caller.
+            let mut waiting = [PollFd::new(STDOUT, PollFlags::POLLOUT)];
+            match poll(&mut waiting, PollTimeout::NONE) {
+                Err(nix::Error::EINTR) => {}
+                Err(_) => return,
+                Ok(_) => self.stdout_open = write_from(STDOUT, &mut self.output),
+            }
         }
     }
 }

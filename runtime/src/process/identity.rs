@@ -5,17 +5,22 @@
 
 use std::collections::HashSet;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
+use nix::unistd::Pid;
 use oci_spec::runtime::{
     Capability, ExecCPUAffinity, IOPriorityClass, Linux, LinuxPersonalityDomain, LinuxSchedulerFlag,
     LinuxSchedulerPolicy, PosixRlimitType, Process, Scheduler, User,
 };
 
+use crate::sys::Errno;
 use crate::sys::process::{self, CapabilitySets, SchedAttr};
 
 /// Numbers of the capabilities go up to this (linux/capability.h, `CAP_CHECKPOINT_RESTORE` is 40); the kernel says
 /// where its own end.
 const CAPABILITY_MAX: u8 = 63;
+
+/// Numbers of CPUs are below this.
+const CPUS_MAX: usize = 65_536;
 
 /// The identity of a container's process.
 #[derive(Debug)]
@@ -89,16 +94,50 @@ impl Identity {
         })
     }
 
-    /// Leaves the groups as they are: the user namespace denies setgroups.
-    pub fn keep_groups(&mut self) {
-        self.groups = None;
+    /// Leaves the groups as they are: the user namespace denies setgroups(2) (user_namespaces(7)).
+    ///
+    /// # Errors
+    ///
+    /// There are groups to be set.
+    pub fn keep_groups(&mut self) -> Result<()> {
+        match self.groups.take() {
+            Some(groups) if !groups.is_empty() => {
+                bail!("process.user.additionalGids: {groups:?}: the user namespace denies setgroups")
+            }
+            _ => Ok(()),
+        }
     }
 
-    /// For `exec`: the CPUs named for it, applied once it is in the container's cgroup.
+    /// Becomes root of a user namespace that the process has just entered: files made from here on belong to it.
+    ///
+    /// # Errors
+    ///
+    /// The namespace maps no root, or denies the groups that are asked for.
+    pub fn become_root(&mut self) -> Result<()> {
+        match process::set_ids(0, 0, Some(&[])) {
+            Err(error) if error.errno == Errno::EPERM && error.call.starts_with("setgroups") => {
+                self.keep_groups()?;
+                process::set_ids(0, 0, None)
+            }
+            done => done,
+        }
+        .context("become root of the user namespace")
+    }
+
+    /// The CPUs to run on, once in the cgroup: those that are named (for `exec`), or all that the cgroup has, whatever
+    /// the caller was bound to (since Linux 6.2 a cgroup alone does not undo that).
+    ///
+    /// # Errors
+    ///
+    /// The cgroup has none of those that are named.
     pub fn apply_affinity(&self) -> Result<()> {
         match &self.affinity {
             Some(mask) => process::set_affinity(0, mask).context("process.execCPUAffinity.final"),
-            None => Ok(()),
+            None => {
+                // A caller that is not allowed to is bound as before.
+                let _ = process::set_affinity(0, &[u64::MAX; CPUS_MAX / 64 / 8]);
+                Ok(())
+            }
         }
     }
 
@@ -118,8 +157,7 @@ impl Identity {
             process::set_personality(persona).context("linux.personality")?;
         }
         for limit in &self.rlimits {
-            process::set_rlimit(limit.resource, limit.soft, limit.hard)
-                .with_context(|| format!("process.rlimits: set {}", limit.name))?;
+            limit.set(0)?;
         }
         Ok(())
     }
@@ -147,6 +185,7 @@ impl Identity {
         }
         process::set_ids(self.uid, self.gid, self.groups.as_deref()).context("process.user")?;
         process::capset(sets).context("process.capabilities")?;
+        process::clear_ambient()?;
         let mut warnings = Vec::new();
         for capability in (0..=CAPABILITY_MAX).filter(|capability| ambient >> capability & 1 == 1) {
             if let Err(error) = process::raise_ambient(capability) {
@@ -164,6 +203,24 @@ impl Identity {
             process::set_no_new_privileges()?;
         }
         Ok(warnings)
+    }
+}
+
+/// Sets the limits of a process that is about to be in a user namespace, from which none could be raised.
+///
+/// # Errors
+///
+/// As prlimit(2).
+pub fn set_rlimits(pid: Pid, process: &Process) -> Result<()> {
+    rlimits(process)
+        .iter()
+        .try_for_each(|limit| limit.set(pid.as_raw()))
+}
+
+impl Rlimit {
+    fn set(&self, pid: i32) -> Result<()> {
+        process::set_rlimit(pid, self.resource, self.soft, self.hard)
+            .with_context(|| format!("process.rlimits: set {}", self.name))
     }
 }
 
@@ -331,7 +388,6 @@ fn final_affinity(affinity: Option<&ExecCPUAffinity>) -> Result<Option<Vec<u64>>
 ///
 /// What is no list of numbers and ranges below 65,536.
 pub fn cpu_mask(list: &str) -> Result<Vec<u64>> {
-    const CPUS_MAX: usize = 65_536;
     let mut mask = Vec::new();
     for range in list.split(',').map(str::trim) {
         let (first, last) = range.split_once('-').unwrap_or((range, range));

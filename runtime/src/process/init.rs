@@ -22,6 +22,7 @@ use crate::process::terminal::Terminal;
 use crate::procfs::{self, Procfs};
 use crate::rootfs;
 use crate::sys::clone::{CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWUSER};
+use crate::sys::entry::forget_caller;
 use crate::sys::{Named, process};
 
 /// Everything the child needs.
@@ -97,8 +98,10 @@ impl Init<'_> {
     }
 
     fn go(&mut self, channel: &Channel) -> Result<Infallible> {
-        process::reset_signals()?;
-        process::wipe_environment();
+        // Whoever makes us may be killed; then we end, also in the middle of a hook.
+        process::set_parent_death_signal(libc::SIGKILL)?;
+        process::unblock_signals()?;
+        forget_caller();
         if self.wait_for_parent {
             channel.wait_for_go()?;
         }
@@ -117,12 +120,17 @@ impl Init<'_> {
         let mut kept = vec![channel.as_fd().as_raw_fd()];
         kept.extend(self.gate.iter().flat_map(Gate::descriptors));
         let file = self.payload.become_the_user(channel, &kept)?;
+        // From here on the runtime may go.
+        process::set_parent_death_signal(0)?;
         channel
             .send(&Message::Ready)
             .context("tell the runtime that all is set up")?;
         let Some(mut gate) = self.gate.take().map(ManuallyDrop::new) else {
             return self.execute(&file);
         };
+        // The runtime is told first and answers last: it has recorded everything, or it has died and so do we.
+        channel.wait_for_go()?;
+        process::exit_when_asked();
         gate.wait()?;
         let Err(error) = self.execute(&file);
         gate.fail(&format!("{error:#}"));
@@ -130,17 +138,19 @@ impl Init<'_> {
     }
 
     /// What the namespaces need before anything is mounted.
-    fn enter_namespaces(&self) -> Result<()> {
+    fn enter_namespaces(&mut self) -> Result<()> {
         if self.namespaces.has(CLONE_NEWUSER) {
-            // Files made from here on belong to root of the container.
-            process::set_ids(0, 0, Some(&[])).context("become root of the user namespace")?;
+            self.payload.identity.become_root()?;
+            // A change of the user forgets it.
+            process::set_parent_death_signal(libc::SIGKILL)?;
         }
         if self.namespaces.makes(CLONE_NEWCGROUP) {
             // Only now is this process in its cgroup, which becomes the root of the namespace.
             process::unshare(CLONE_NEWCGROUP).context("make a cgroup namespace")?;
         }
+        self.payload.identity.apply_affinity()?;
         nix::unistd::setsid().call(|| "setsid".into())?;
-        self.payload.join_keyring()?;
+        self.payload.join_keyring(true)?;
         if self.namespaces.makes(CLONE_NEWNET) {
             process::bring_up_loopback()?;
         }
@@ -196,7 +206,14 @@ impl Init<'_> {
             return Ok(());
         }
         let state = self.hook_state.json(status, std::process::id().cast_signed());
-        hooks::run(kind, hooks, &state, self.payload.program.environment())
+        hooks::run(
+            kind,
+            hooks,
+            &state,
+            &hooks::Place::Container {
+                environment: self.payload.program.environment(),
+            },
+        )
     }
 
     /// Makes the terminal in the container's devpts and shows it as /dev/console.

@@ -5,12 +5,13 @@
 use std::convert::Infallible;
 use std::os::fd::{AsFd, AsRawFd};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::namespace::Namespaces;
 use crate::process::channel::Channel;
 use crate::process::payload::Payload;
 use crate::process::terminal::Terminal;
+use crate::sys::entry::forget_caller;
 use crate::sys::{Named, process};
 
 /// Everything the child needs.
@@ -31,15 +32,15 @@ impl Join<'_> {
     ///
     /// Any step of the list.
     pub fn run(mut self, channel: &Channel) -> Result<Infallible> {
-        process::reset_signals()?;
-        process::wipe_environment();
+        process::unblock_signals()?;
+        forget_caller();
         self.namespaces.enter_cgroup_namespace()?;
         self.payload.identity.apply_affinity()?;
         if self.in_user_namespace {
-            process::set_ids(0, 0, Some(&[])).context("become root of the user namespace")?;
+            self.payload.identity.become_root()?;
         }
         nix::unistd::setsid().call(|| "setsid".into())?;
-        self.payload.join_keyring()?;
+        self.payload.join_keyring(false)?;
         if let Some(slave) = self.payload.open_terminal(channel)? {
             Terminal::attach(slave)?;
         }

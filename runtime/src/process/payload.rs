@@ -32,17 +32,20 @@ pub struct Payload {
 }
 
 impl Payload {
-    /// A session keyring of the container's own, searchable by its user. A kernel without keyrings needs none.
+    /// The container's session keyring; a `new` one is made searchable by its user. A kernel without keyrings needs none.
     ///
     /// # Errors
     ///
     /// As keyctl(2).
-    pub fn join_keyring(&self) -> Result<()> {
+    pub fn join_keyring(&self, new: bool) -> Result<()> {
         /// All for the possessor, and view, read and search for the user (keyrings(7)).
         const PERMISSIONS: u32 = 0x3f0b_0000;
         let Some(name) = &self.keyring else { return Ok(()) };
         match process::join_session_keyring(name) {
-            Ok(serial) => process::set_keyring_permissions(serial, PERMISSIONS).context("session keyring"),
+            Ok(serial) if new => {
+                process::set_keyring_permissions(serial, PERMISSIONS).context("session keyring")
+            }
+            Ok(_) => Ok(()),
             Err(error) if error.errno == Errno::ENOSYS => Ok(()),
             Err(error) => Err(error).context("make a session keyring (--no-new-keyring keeps the caller's)"),
         }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use oci_spec::runtime::Process;
 
-use crate::sys::{Errno, Named};
+use crate::sys::{Errno, Named, process};
 
 /// A container's `/etc/passwd` is read up to here (CVE-2026-47262: an unbounded one is a denial of service).
 const PASSWD_MAX: u64 = 1 << 20;
@@ -183,6 +183,7 @@ impl Program {
 
     /// Executes it. Returns only with an error, in runc's words.
     pub fn execute(&self, file: &CStr) -> Result<Infallible> {
+        process::default_sigpipe();
         let errno = match nix::unistd::execve(file, &self.arguments, &self.environment) {
             Ok(never) => match never {},
             Err(errno) => errno,

@@ -33,6 +33,8 @@ pub struct Birth<'a> {
     pub cgroup_procs: &'a [OwnedFd],
     /// What a helper does while it still sees the host's `/proc`; the child inherits it.
     pub before_entering: &'a dyn Fn() -> Result<()>,
+    /// Descriptors that the child must not share: a lock on an open file lives as long as the last copy of it.
+    pub not_shared: &'a [RawFd],
     /// Whether a helper closes all descriptors but stdio and so many behind it. Not for an init: it needs the host's to
     /// mount its root.
     pub keep_only: Option<u32>,
@@ -57,7 +59,7 @@ pub struct Spawned {
 pub fn spawn(birth: &Birth<'_>, body: impl FnOnce(&Channel) -> Result<Infallible>) -> Result<Spawned> {
     let (ours, theirs) = Channel::pair()?;
     if birth.namespaces.need_helper() {
-        let child = spawn_by_helper(birth, &theirs, body)?;
+        let child = spawn_by_helper(birth, &ours, &theirs, body)?;
         return Ok(Spawned { child, channel: ours });
     }
     let way_back = birth.namespaces.way_back()?;
@@ -66,6 +68,7 @@ pub fn spawn(birth: &Birth<'_>, body: impl FnOnce(&Channel) -> Result<Infallible
     match cloned {
         Ok(Cloned::Child) => {
             drop((ours, way_back));
+            close(birth.not_shared);
             live(&theirs, || {
                 join_cgroup(birth.cgroup_procs)?;
                 birth.namespaces.enter()?;
@@ -99,12 +102,16 @@ impl Birth<'_> {
 
 fn spawn_by_helper(
     birth: &Birth<'_>,
+    ours: &Channel,
     theirs: &Channel,
     body: impl FnOnce(&Channel) -> Result<Infallible>,
 ) -> Result<Child> {
     let (hear, tell) = Channel::pair()?;
     match clone3(0, birth.cgroup).context("make the helper that enters the namespaces")? {
         Cloned::Child => live(&tell, || {
+            // With a copy of the parent's end the child would never hear that the parent has gone.
+            close(&[ours.as_fd().as_raw_fd(), hear.as_fd().as_raw_fd()]);
+            close(birth.not_shared);
             join_cgroup(birth.cgroup_procs)?;
             (birth.before_entering)()?;
             birth.namespaces.enter_for_children()?;
@@ -113,7 +120,10 @@ fn spawn_by_helper(
             }
             birth.namespaces.enter()?;
             match clone3(birth.namespaces.clone_flags() | CLONE_PARENT, None)? {
-                Cloned::Child => live(theirs, || body(theirs)),
+                Cloned::Child => {
+                    close(&[tell.as_fd().as_raw_fd()]);
+                    live(theirs, || body(theirs))
+                }
                 Cloned::Parent(child) => {
                     // The pid arrives as text beside its descriptor.
                     tell.send(&Message::Warning(child.pid.to_string()))?;
@@ -145,6 +155,14 @@ fn hear_of_child(hear: &Channel) -> Result<Child> {
             Some(other) => bail!("an unexpected message from the helper: {other:?}"),
             None => bail!("the helper that enters the namespaces died"),
         }
+    }
+}
+
+/// Closes descriptors under the feet of their owners: this process ends without destructors.
+fn close(descriptors: &[RawFd]) {
+    for descriptor in descriptors {
+        // One that is closed already is what is wanted.
+        let _ = nix::unistd::close(*descriptor);
     }
 }
 

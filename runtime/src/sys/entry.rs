@@ -8,6 +8,9 @@
 //! What std does and we rely on is done by [`prepare`]: descriptors 0 to 2 are open, so that no file of ours ends up under
 //! their numbers, and SIGPIPE is ignored, so that writing to a reader that went away is an error, not death.
 
+use std::sync::atomic::AtomicPtr;
+use std::sync::atomic::Ordering::Relaxed;
+
 /// Defines the C `main` of a program, which calls a `fn() -> u8` and exits with what it returns. The program has
 /// `#![no_main]`; std finds the arguments without its own entry (glibc gives them to `.init_array`).
 #[macro_export]
@@ -16,19 +19,68 @@ macro_rules! entry {
         #[unsafe(no_mangle)]
         extern "C" fn main(
             _count: std::ffi::c_int,
-            _arguments: *const *const std::ffi::c_char,
+            arguments: *const *const std::ffi::c_char,
         ) -> std::ffi::c_int {
-            $crate::sys::entry::prepare();
+            $crate::sys::entry::prepare(arguments);
             std::ffi::c_int::from($run())
         }
     };
 }
 
-/// Called by [`entry!`](crate::entry) before anything else.
-pub fn prepare() {
+/// What the kernel put on the stack: arguments and, behind them, the environment, as first and last address.
+static GIVEN: [AtomicPtr<u8>; 2] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 2];
+
+/// Called by [`entry!`](crate::entry) before anything else, with what the kernel put on the stack.
+pub fn prepare(arguments: *const *const libc::c_char) {
+    remember(arguments);
     open_standard_descriptors();
     // SAFETY: SIG_IGN is no function that could be called, and this program has one thread.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+fn remember(arguments: *const *const libc::c_char) {
+    let at = |index: usize| {
+        // SAFETY: the caller passes main's arguments: pointers, a null, then the environment's pointers and a null; no
+        // index goes behind the second one.
+        unsafe { arguments.wrapping_add(index).read() }
+    };
+    let count = (0..).take_while(|index| !at(*index).is_null()).count();
+    let variables = (count + 1..).take_while(|index| !at(*index).is_null()).count();
+    if count == 0 {
+        return;
+    }
+    let last = at(if variables == 0 {
+        count - 1
+    } else {
+        count + variables
+    });
+    // SAFETY: a NUL-terminated string of the kernel's making.
+    let length = unsafe { libc::strlen(last) };
+    GIVEN[0].store(at(0).cast_mut().cast(), Relaxed);
+    GIVEN[1].store(last.cast_mut().cast::<u8>().wrapping_add(length), Relaxed);
+}
+
+/// Forgets the arguments and the environment that this process was started with: a container can read them in
+/// `/proc/<pid>/cmdline` and `environ` while a process of ours becomes its own, and they are the caller's. In a program
+/// without [`entry!`](crate::entry) this does nothing.
+pub fn forget_caller() {
+    unsafe extern "C" {
+        static mut environ: *mut *mut libc::c_char;
+    }
+    const NAME: &[u8] = b"rtc init";
+    let (first, last) = (GIVEN[0].load(Relaxed), GIVEN[1].load(Relaxed));
+    if first.is_null() {
+        return;
+    }
+    // SAFETY: with a single thread nobody reads or changes the environment meanwhile; an empty one is a null pointer.
+    unsafe { environ = std::ptr::null_mut() };
+    let length = last as usize - first as usize;
+    // SAFETY: the kernel lays all these strings out one behind the other, in the writable stack of this process, and
+    // nobody looks at them any more.
+    unsafe { std::ptr::write_bytes(first, 0, length) };
+    let name = &NAME[..NAME.len().min(length)];
+    // SAFETY: as above; the name is cut to what there is.
+    unsafe { std::ptr::copy_nonoverlapping(name.as_ptr(), first, name.len()) };
 }
 
 /// Opens `/dev/null` under those of 0, 1 and 2 that are closed.

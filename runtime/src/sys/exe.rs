@@ -19,20 +19,20 @@ use std::os::unix::ffi::OsStrExt;
 pub const SELF_EXE: &CStr = c"/proc/self/exe";
 
 /// `STATX_ATTR_VERITY` of linux/stat.h (Linux 5.5).
-const STATX_ATTR_VERITY: u64 = 0x0010_0000;
+pub(super) const STATX_ATTR_VERITY: u64 = 0x0010_0000;
 /// `STATX_MNT_ID_UNIQUE` of linux/stat.h (Linux 6.8): an id that is never used twice in one boot.
-const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+pub(super) const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
 /// `statmount(2)`, Linux 6.8; the same number on every architecture that uses the generic table.
 const SYS_STATMOUNT: libc::c_long = 457;
 const STATMOUNT_SB_BASIC: u64 = 1;
 const MS_RDONLY: u32 = 1;
-const FSOPEN_CLOEXEC: libc::c_uint = 1;
-const FSCONFIG_SET_FLAG: libc::c_uint = 0;
-const FSCONFIG_SET_STRING: libc::c_uint = 1;
-const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
-const FSMOUNT_CLOEXEC: libc::c_uint = 1;
-const MOUNT_ATTR_RDONLY: libc::c_uint = 1;
-const MOUNT_ATTR_NODEV: libc::c_uint = 4;
+pub(super) const FSOPEN_CLOEXEC: libc::c_uint = 1;
+pub(super) const FSCONFIG_SET_FLAG: libc::c_uint = 0;
+pub(super) const FSCONFIG_SET_STRING: libc::c_uint = 1;
+pub(super) const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+pub(super) const FSMOUNT_CLOEXEC: libc::c_uint = 1;
+pub(super) const MOUNT_ATTR_RDONLY: libc::c_uint = 1;
+pub(super) const MOUNT_ATTR_NODEV: libc::c_uint = 4;
 
 /// Which file, on which mount. Shown as `mount:major:minor:inode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,6 +6,9 @@
 
 pub mod bpf;
 pub mod clone;
+#[cfg(target_arch = "x86_64")]
+#[cfg(target_arch = "x86_64")]
+mod early;
 pub mod entry;
 pub mod exe;
 pub mod fd;

@@ -47,34 +47,6 @@ pub fn exit(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Overwrites the environment that this process was started with, and has none from here on: a container can read it in
-/// `/proc/<pid>/environ` while a process of ours becomes its own, and it is the caller's.
-pub fn wipe_environment() {
-    unsafe extern "C" {
-        static mut environ: *mut *mut libc::c_char;
-    }
-    // SAFETY: with a single thread nobody reads or changes the environment meanwhile.
-    let mut entry = unsafe { environ };
-    if entry.is_null() {
-        return;
-    }
-    loop {
-        // SAFETY: the array ends with a null pointer, which ends this loop.
-        let variable = unsafe { *entry };
-        if variable.is_null() {
-            break;
-        }
-        // SAFETY: each entry is a NUL-terminated string.
-        let length = unsafe { libc::strlen(variable) };
-        // SAFETY: it is in writable memory, the process' stack or setenv's heap, and nobody else uses it.
-        unsafe { std::ptr::write_bytes(variable, 0, length) };
-        // SAFETY: at most the null pointer at the end of the array.
-        entry = unsafe { entry.add(1) };
-    }
-    // SAFETY: as above; an empty environment is a null pointer.
-    unsafe { environ = std::ptr::null_mut() };
-}
-
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -275,6 +247,12 @@ pub fn raise_ambient(capability: u8) -> Result<()> {
     .map(drop)
 }
 
+/// Empties the ambient set.
+pub fn clear_ambient() -> Result<()> {
+    let clear = libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong;
+    prctl("PR_CAP_AMBIENT, CLEAR_ALL", libc::PR_CAP_AMBIENT, clear, 0).map(drop)
+}
+
 /// Keeps the permitted capabilities over the next change of the user id.
 pub fn keep_capabilities() -> Result<()> {
     prctl("PR_SET_KEEPCAPS", libc::PR_SET_KEEPCAPS, 1, 0).map(drop)
@@ -306,24 +284,41 @@ pub fn set_parent_death_signal(signal: i32) -> Result<()> {
     .map(drop)
 }
 
-/// The signal state a program expects at its start: nothing blocked, nothing ignored that Rust's start-up ignored.
-pub fn reset_signals() -> Result<()> {
-    // SAFETY: SIG_DFL is a valid disposition, no handler is installed.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+/// No signal is blocked, as a program expects at its start. SIGPIPE stays ignored until [`default_sigpipe`].
+pub fn unblock_signals() -> Result<()> {
     nix::sys::signal::SigSet::empty()
         .thread_set_mask()
         .call(|| "sigprocmask".into())
 }
 
-/// A limit of the process (prlimit(2)); `resource` is one of `RLIMIT_*`.
-pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<()> {
+/// A program expects SIGPIPE not to be ignored; while this process is ours, it would die of a hook that does not read.
+pub fn default_sigpipe() {
+    // SAFETY: SIG_DFL is a valid disposition, no handler is installed.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+/// From here to the next `execve` this process exits when it is asked to: the first process of a PID namespace ignores
+/// every signal that it has no handler for (pid_namespaces(7)).
+pub fn exit_when_asked() {
+    extern "C" fn exit_with(signal: libc::c_int) {
+        exit(128 + signal)
+    }
+    let handler: extern "C" fn(libc::c_int) = exit_with;
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+        // SAFETY: the handler only calls _exit(2), which is safe in a signal handler.
+        unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+    }
+}
+
+/// A limit of a process, 0 for this one (prlimit(2)); `resource` is one of `RLIMIT_*`.
+pub fn set_rlimit(pid: i32, resource: u32, soft: u64, hard: u64) -> Result<()> {
     let limit = libc::rlimit64 {
         rlim_cur: soft,
         rlim_max: hard,
     };
     let old = std::ptr::null_mut::<libc::rlimit64>();
     // SAFETY: `limit` outlives the call, the old value is not asked for.
-    let returned = unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, old) };
+    let returned = unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, &raw const limit, old) };
     checked(returned, || {
         format!("prlimit({resource}, soft {soft}, hard {hard})")
     })

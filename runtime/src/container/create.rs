@@ -26,6 +26,7 @@ use oci_spec::runtime::{Linux, Process};
 use crate::bundle::Bundle;
 use crate::cgroup::{Cgroup, Driver, JoinTarget, Layout};
 use crate::container::cgroup_view::cgroup_view;
+use crate::container::delete::run_poststop_hooks;
 use crate::container::handover::{send_listener, send_master, send_pidfd, write_pid_file};
 use crate::container::id::ContainerId;
 use crate::container::kill::has_ended;
@@ -455,7 +456,8 @@ impl<'a> Unfinished<'a> {
 
     /// Removes all there is, and passes the error on. A failure here is only told: the first error is what counts.
     pub(super) fn undo(&mut self, error: anyhow::Error) -> anyhow::Error {
-        if let Some(Spawned { child, .. }) = self.spawned.take() {
+        let spawned = self.spawned.take();
+        if let Some(Spawned { child, .. }) = &spawned {
             let _ = sys::process::pidfd_send_signal(&child.pidfd, libc::SIGKILL);
             if let Some(record) = &self.record {
                 // Thaws it, and ends what the child left in it, like a hook.
@@ -465,7 +467,8 @@ impl<'a> Unfinished<'a> {
                 let _ = sys::process::wait(&child.pidfd);
             }
         }
-        if let Some(Record { mut cgroup, .. }) = self.record.take() {
+        let mut record = self.record.take();
+        if let Some(Record { cgroup, .. }) = &mut record {
             let removed = cgroup.remove(Instant::now() + CGROUP_DEADLINE);
             if let Err(error) = removed {
                 log::warn(format_args!("clean up: {error:#}"));
@@ -476,6 +479,13 @@ impl<'a> Unfinished<'a> {
             && let Err(error) = directory.remove()
         {
             log::warn(format_args!("clean up: {error:#}"));
+        }
+        // They take back what the hooks before did, which the one that failed may have followed (runtime-spec,
+        // "Lifecycle": an aborted create goes on with the poststop hooks; so does runc).
+        let hooks = self.options.bundle.spec.hooks().as_ref();
+        if let (Some(record), Some(_), Some(hooks)) = (&record, &spawned, hooks) {
+            let poststop = hooks.poststop().as_deref().unwrap_or_default();
+            run_poststop_hooks(poststop, &self.options.id, record);
         }
         error
     }

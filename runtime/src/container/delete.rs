@@ -93,7 +93,7 @@ fn poststop_hooks(directory: &Locked, record: &Record) -> Vec<Hook> {
 }
 
 /// All of them run, whatever the others do: the container is gone already.
-fn run_poststop_hooks(hooks: &[Hook], id: &ContainerId, record: &Record) {
+pub(super) fn run_poststop_hooks(hooks: &[Hook], id: &ContainerId, record: &Record) {
     let state = record.hook_state(id).json("stopped", 0);
     for hook in hooks {
         let place = hooks::Place::Runtime {

@@ -400,3 +400,35 @@ test!(
         Ok(())
     }
 );
+
+test!(
+    fn a_create_container_hook_may_mount_into_the_rootfs(t: &Test) -> Result {
+        let bundle = t.bundle().args(&["cat", "/home/file"]);
+        let place = bundle.rootfs().join("home");
+        let script = format!(
+            "mount -t tmpfs tmpfs {0} && echo of the hook >{0}/file",
+            place.display()
+        );
+        let output = bundle
+            .set("/hooks", json!({"createContainer": [hook(&script)]}))
+            .run()?;
+        output.prints("of the hook")?;
+        ensure!(!place.join("file").exists(), "mounted on the host");
+        Ok(())
+    }
+);
+
+test!(
+    fn poststop_hooks_run_after_an_aborted_create(t: &Test) -> Result {
+        for kind in ["createRuntime", "createContainer", "startContainer"] {
+            let mark = t.path("stopped");
+            let poststop = hook(&format!("echo stopped >{}", mark.display()));
+            let bundle = t
+                .bundle()
+                .set("/hooks", json!({kind: [hook("exit 9")], "poststop": [poststop]}));
+            bundle.run()?.fails_naming(&[kind])?;
+            ensure!(mark.exists(), "{kind}");
+        }
+        Ok(())
+    }
+);

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use oci_spec::runtime::{Linux, Process};
+use oci_spec::runtime::{Linux, Process, Spec};
 
 use crate::bundle::Bundle;
 use crate::cgroup::{Cgroup, Driver, JoinTarget, Layout};
@@ -235,7 +235,7 @@ impl<'a> Unfinished<'a> {
             JoinTarget::V2(directory) => (Some(directory.as_fd()), &[][..]),
             JoinTarget::V1(procs) => (None, procs.as_slice()),
         };
-        let wait_for_parent = namespaces.has(CLONE_NEWUSER) || driver == Driver::Systemd;
+        let wait_for_parent = waits_for_parent(spec, &namespaces, driver);
         let init = Init {
             spec,
             namespaces: &namespaces,
@@ -342,7 +342,7 @@ impl<'a> Unfinished<'a> {
             )?;
             set_limits(cgroup, linux)?;
         }
-        if namespaces.has(CLONE_NEWUSER) || driver == Driver::Systemd {
+        if waits_for_parent(&self.options.bundle.spec, namespaces, driver) {
             channel.go()
         } else {
             Ok(())
@@ -406,6 +406,7 @@ impl<'a> Unfinished<'a> {
         loop {
             match channel.receive()? {
                 Some(Message::Ready) => return Ok(handed_over),
+                Some(Message::Executing) => bail!("the container's process ran ahead"),
                 Some(Message::Warning(text)) => log::warn(text),
                 Some(Message::Failed(text)) => return Err(anyhow!(text)),
                 Some(Message::Prepared) => {
@@ -489,6 +490,16 @@ impl<'a> Unfinished<'a> {
         }
         error
     }
+}
+
+/// Whether init has to wait before it does anything: for its ids, for its cgroup, or, where it will run hooks, which may
+/// take any time, for being recorded.
+fn waits_for_parent(spec: &Spec, namespaces: &Namespaces, driver: Driver) -> bool {
+    let hooks = spec
+        .hooks()
+        .as_ref()
+        .and_then(|hooks| hooks.create_container().as_ref());
+    namespaces.has(CLONE_NEWUSER) || driver == Driver::Systemd || hooks.is_some_and(|hooks| !hooks.is_empty())
 }
 
 fn plan_root<'a>(bundle: &'a Bundle, namespaces: &Namespaces, context: &rootfs::Context) -> Result<Root<'a>> {

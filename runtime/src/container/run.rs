@@ -80,10 +80,15 @@ impl Unfinished<'_> {
         let Some(Spawned { channel, .. }) = self.spawned() else {
             bail!("no child")
         };
-        match channel.receive()? {
-            None => self.set_up(),
-            Some(Message::Failed(text)) => Err(anyhow!(text)),
-            Some(other) => bail!("an unexpected message from the container's process: {other:?}"),
+        let mut executing = false;
+        loop {
+            match channel.receive()? {
+                Some(Message::Executing) => executing = true,
+                None if executing => return self.set_up(),
+                None => bail!("the container's init was ended before it could run the program"),
+                Some(Message::Failed(text)) => return Err(anyhow!(text)),
+                Some(other) => bail!("an unexpected message from the container's process: {other:?}"),
+            }
         }
     }
 }

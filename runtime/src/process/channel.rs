@@ -9,6 +9,7 @@
 //!   | <---------------- SeccompListener + its fd - |   only with a filter that notifies; answered by Go
 //!   | <--------------------------------- Ready - |   all is set up, the program was found
 //!   | ---- Go: all is recorded ----------------> |   only with a gate, where it waits next
+//!   | <----------------------------- Executing - |   without a gate: nothing is left but the program
 //!   | <------------------------ Failed + text -- |   at any time, then it exits
 //!   | <--------------------------------- (end) - |   the program runs (close-on-exec), or the child died
 //! ```
@@ -36,6 +37,8 @@ pub enum Message {
     SeccompListener(OwnedFd),
     /// Set up; only the gate and the program are left.
     Ready,
+    /// Nothing is left but the program: an end without this is the child's.
+    Executing,
     /// Something the user should know that stops nothing.
     Warning(String),
     /// It could not go on, and exits.
@@ -94,6 +97,7 @@ impl Channel {
             Message::Terminal(master) => fd::send(self, b"T", &[master.as_fd()]),
             Message::SeccompListener(listener) => fd::send(self, b"S", &[listener.as_fd()]),
             Message::Ready => self.send_bytes(b"R"),
+            Message::Executing => self.send_bytes(b"X"),
             Message::Warning(text) => self.send_text(b'W', text),
             Message::Failed(text) => self.send_text(b'F', text),
         }
@@ -136,6 +140,7 @@ impl Channel {
             None => None,
             Some(b'P') => Some(Message::Prepared),
             Some(b'R') => Some(Message::Ready),
+            Some(b'X') => Some(Message::Executing),
             Some(b'W') => Some(Message::Warning(text())),
             Some(b'F') => Some(Message::Failed(text())),
             Some(kind @ (b'T' | b'S')) => {

@@ -7,7 +7,7 @@
 //!   open gate for writing ENXIO: nobody waits     read gate (blocks: it holds a writer itself)
 //!   open result for reading
 //!   write a byte to gate  ----------------------> goes on: startContainer hooks, the program
-//!   read result until its end <------------------ execve closes both; or an error text first
+//!   read result until its end <------------------ X, then execve closes both; or an error text first
 //! ```
 //!
 //! Whether somebody waits is what the kernel says, not what a file says: `created` is a gate with a reader. So a `start`
@@ -28,6 +28,8 @@ use crate::sys::Named;
 const MAKING: &str = "gate.making";
 const GATE: &str = "gate";
 const RESULT: &str = "result";
+/// What init writes to it before the program.
+const EXECUTING: &str = "X";
 
 /// Init's side.
 #[derive(Debug)]
@@ -77,6 +79,17 @@ impl Gate {
     pub fn wait(&mut self) -> Result<()> {
         let mut byte = [0];
         self.gate.read_exact(&mut byte).context("wait for start")
+    }
+
+    /// Tells `start` that nothing is left but the program: an end without this is that of init.
+    ///
+    /// # Errors
+    ///
+    /// As write(2).
+    pub fn executing(&mut self) -> Result<()> {
+        self.result
+            .write_all(EXECUTING.as_bytes())
+            .context("tell start of the program")
     }
 
     /// Tells `start` why there will be no program. It may have gone; then nobody is told.
@@ -137,10 +150,11 @@ pub fn open(directory: impl AsFd) -> Result<()> {
     File::from(result)
         .read_to_string(&mut text)
         .context("wait for the container's program")?;
-    if text.is_empty() {
-        Ok(())
-    } else {
-        Err(anyhow!(text))
+    match text.strip_prefix(EXECUTING) {
+        Some("") => Ok(()),
+        Some(failure) => Err(anyhow!(failure.to_owned())),
+        None if text.is_empty() => bail!("the container's init was ended before it could run the program"),
+        None => Err(anyhow!(text)),
     }
 }
 

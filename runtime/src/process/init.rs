@@ -120,19 +120,21 @@ impl Init<'_> {
         let mut kept = vec![channel.as_fd().as_raw_fd()];
         kept.extend(self.gate.iter().flat_map(Gate::descriptors));
         let file = self.payload.become_the_user(channel, &kept)?;
+        if self.gate.is_some() {
+            process::exit_when_asked();
+        }
         // From here on the runtime may go.
         process::set_parent_death_signal(0)?;
         channel
             .send(&Message::Ready)
             .context("tell the runtime that all is set up")?;
         let Some(mut gate) = self.gate.take().map(ManuallyDrop::new) else {
-            return self.execute(&file);
+            return self.execute(&file, || Ok(channel.send(&Message::Executing)?));
         };
         // The runtime is told first and answers last: it has recorded everything, or it has died and so do we.
         channel.wait_for_go()?;
-        process::exit_when_asked();
         gate.wait()?;
-        let Err(error) = self.execute(&file);
+        let Err(error) = self.execute(&file, || gate.executing());
         gate.fail(&format!("{error:#}"));
         Err(error)
     }
@@ -237,11 +239,12 @@ impl Init<'_> {
         Ok(())
     }
 
-    /// The last hooks, and the program.
-    fn execute(&self, file: &CString) -> Result<Infallible> {
+    /// The last hooks, and the program. `tell` says that nothing is left but that.
+    fn execute(&self, file: &CString, tell: impl FnOnce() -> Result<()>) -> Result<Infallible> {
         if let Some(hooks) = self.spec.hooks() {
             self.run_hooks("startContainer", hooks.start_container().as_ref(), "created")?;
         }
+        tell()?;
         self.payload.program.execute(file)
     }
 }

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::registry::Result;
@@ -250,5 +252,40 @@ test!(
             .prints("written")?;
         container.verb("delete", &["--force"])?.ok()?;
         parser("--remove", &format!("profile {name} {{}}\n"))
+    }
+);
+
+/// Numbers in a list of CPUs as the kernel writes it (`0-2,5`).
+fn cpus(list: &str) -> Result<Vec<usize>> {
+    let mut found = Vec::new();
+    for range in list.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        found.extend(first.parse::<usize>()?..=last.parse()?);
+    }
+    Ok(found)
+}
+
+test!(
+    fn a_caller_that_is_bound_to_one_cpu_does_not_bind_the_container(t: &Test) -> Result {
+        let itself = Pid::from_raw(0);
+        let allowed = sched_getaffinity(itself)?;
+        let mut all = Vec::new();
+        for cpu in 0..CpuSet::count() {
+            all.extend(allowed.is_set(cpu)?.then_some(cpu));
+        }
+        if all.len() < 2 {
+            t.skip("one CPU")?;
+        }
+        let mut one = CpuSet::new();
+        one.set(all[0])?;
+        sched_setaffinity(itself, &one)?;
+        let list = ["sed", "-n", "s/^Cpus_allowed_list://p", "/proc/self/status"];
+        let ran = t.bundle().args(&list).run()?.ok()?;
+        let executed = t.bundle().sleeper().start()?.exec(&list)?.ok()?;
+        for output in [ran, executed] {
+            let found = cpus(&output.stdout)?;
+            ensure!(all.iter().all(|cpu| found.contains(cpu)), "{all:?}: {output}");
+        }
+        Ok(())
     }
 );

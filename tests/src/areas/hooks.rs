@@ -7,6 +7,7 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
 use crate::bundle::Bundle;
+use crate::host::cgroup::knob;
 use crate::host::process;
 use crate::test;
 use crate::test::Test;
@@ -428,6 +429,116 @@ test!(
                 .set("/hooks", json!({kind: [hook("exit 9")], "poststop": [poststop]}));
             bundle.run()?.fails_naming(&[kind])?;
             ensure!(mark.exists(), "{kind}");
+        }
+        Ok(())
+    }
+);
+
+/// A hook that runs the runtime under test: each line is what follows `rtc --root ROOT`.
+fn calling_hook(t: &Test, lines: &[String]) -> Value {
+    let rtc = format!("{} --root {}", t.rtc.display(), t.root.display());
+    let script: Vec<String> = lines.iter().map(|line| format!("{rtc} {line}")).collect();
+    let mut hook = hook(&script.join(" && "));
+    // Only for a runtime that waits for itself: less than the test's own limit, so that the hook is named.
+    hook["timeout"] = json!(100);
+    hook
+}
+
+test!(
+    fn a_poststart_hook_may_look_at_its_container_and_change_it(t: &Test) -> Result {
+        t.needs_controller("pids")?;
+        let directory = t.path("shared");
+        fs::create_dir(&directory)?;
+        for create in [true, false] {
+            let bundle = t.bundle().sleeper();
+            let id = bundle.id.clone();
+            let lines = [
+                format!("state {id} >{}/{id}", directory.display()),
+                format!("exec {id} true"),
+                format!("update --pids-limit 77 {id}"),
+            ];
+            let bundle = bundle.set("/hooks", json!({"poststart": [calling_hook(t, &lines)]}));
+            let container = if create {
+                let container = bundle.create()?;
+                container.start()?.ok()?;
+                container
+            } else {
+                bundle.start()?
+            };
+            let state: Value = serde_json::from_str(&fs::read_to_string(directory.join(&id))?)?;
+            ensure!(state["status"] == "running", "{state}");
+            ensure!(state["pid"] == container.pid()?, "{state}");
+            ensure!(container.cgroup.read(knob::PIDS_LIMIT)? == "77");
+            container.is("running")?;
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn a_poststop_hook_that_deletes_its_container_does_no_harm(t: &Test) -> Result {
+        let directory = t.path("shared");
+        fs::create_dir(&directory)?;
+        for foreground in [true, false] {
+            let bundle = t.bundle().args(&["true"]);
+            let id = bundle.id.clone();
+            let done = directory.join(&id);
+            let line = format!("delete --force {id} && touch {}", done.display());
+            let bundle = bundle.set("/hooks", json!({"poststop": [calling_hook(t, &[line])]}));
+            let output = if foreground {
+                bundle.run()?
+            } else {
+                let container = bundle.start()?;
+                container.wait("stopped")?;
+                container.delete()?
+            };
+            let output = output.ok()?;
+            ensure!(output.stderr.is_empty(), "{output}");
+            ensure!(done.exists(), "the hook failed: {output}");
+            t.rtc(["state", &id])?.fails_naming(&["does not exist"])?;
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn hooks_of_the_runtime_run_in_the_bundles_directory(t: &Test) -> Result {
+        let directory = t.path("shared");
+        let bundle = with_shared_directory(t, &directory)?;
+        let bundle = bundle.set(
+            "/hooks",
+            hooks_of(&directory, |kind| format!("readlink /proc/self/cwd >DIR/{kind}")),
+        );
+        bundle.run()?.ok()?;
+        let expected = fs::canonicalize(&bundle.directory)?;
+        for kind in ["prestart", "createRuntime", "poststart", "poststop"] {
+            let found = fs::read_to_string(directory.join(kind)).with_context(|| kind)?;
+            ensure!(Path::new(found.trim_end()) == expected, "{kind}: {found}");
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn a_hook_that_does_not_read_a_large_state_breaks_nothing(t: &Test) -> Result {
+        // More than a pipe holds (pipe(7)).
+        let large = "x".repeat(200_000);
+        for script in ["exit 0", "exec 0<&-; true"] {
+            let mut hooks = json!({});
+            for kind in KINDS {
+                hooks[kind] = json!([hook(script)]);
+            }
+            let bundle = t
+                .bundle()
+                .sh("echo ran")
+                .set("/annotations", json!({"org.example.large": large}))
+                .set("/hooks", hooks);
+            let output = bundle.run()?.prints("ran").with_context(|| script)?;
+            ensure!(output.stderr.is_empty(), "{script}: {output}");
+            let container = bundle.create()?;
+            container.start()?.ok()?;
+            container.wait("stopped")?;
+            container.delete()?.ok()?;
         }
         Ok(())
     }

@@ -75,6 +75,23 @@ test!(
 );
 
 test!(
+    fn a_created_container_ends_when_it_is_told_to_terminate(t: &Test) -> Result {
+        for pid_namespace in [true, false] {
+            let mut bundle = t.bundle().sleeper();
+            if !pid_namespace {
+                bundle = bundle.without_namespace("pid");
+            }
+            let container = bundle.create()?;
+            container.kill("TERM")?.ok()?;
+            container.wait("stopped")?;
+            container.start()?.fails_naming(&[&container.id])?;
+            container.delete()?.ok()?;
+        }
+        Ok(())
+    }
+);
+
+test!(
     fn kill_accepts_the_old_flag_all(t: &Test) -> Result {
         let container = t.bundle().sleeper().start()?;
         t.rtc(["kill", "--all", &container.id, "KILL"])?.ok()?;

@@ -26,6 +26,8 @@ mod devices;
 mod exec;
 mod hooks;
 mod idmapped_mounts;
+mod interrupted;
+mod joined_namespaces;
 mod kill;
 mod lifecycle;
 mod mounts;

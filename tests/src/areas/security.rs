@@ -487,3 +487,22 @@ test!(
         Ok(())
     }
 );
+
+test!(
+    fn a_created_container_sees_neither_command_line_nor_environment_of_the_caller(t: &Test) -> Result {
+        const SECRET: &str = "secret-of-the-caller";
+        for capabilities in [&["CAP_KILL"] as &[&str], &["CAP_SYS_PTRACE"]] {
+            let bundle = t.bundle().sleeper().capabilities(capabilities);
+            t.delete_at_end(&bundle.id);
+            let create = bundle.command("create", &[])?.env("RTC_TESTS_SECRET", SECRET);
+            create.run()?.ok()?;
+            let script = "tr '\\0' ' ' </proc/1/cmdline; tr '\\0' ' ' </proc/1/environ";
+            let output = t.rtc(["exec", &bundle.id, "sh", "-c", script])?;
+            let (root, directory) = (t.root.to_string_lossy(), bundle.directory.to_string_lossy());
+            for own in [SECRET, "RTC_TESTS", "--bundle", &bundle.id, &*root, &*directory] {
+                ensure!(!output.stdout.contains(own), "{capabilities:?}: {own}: {output}");
+            }
+        }
+        Ok(())
+    }
+);

@@ -38,6 +38,12 @@ impl Procfs {
         Ok(Self(root))
     }
 
+    /// A directory in the place of a procfs, for what this machine's kernel does not have.
+    #[cfg(test)]
+    pub(crate) fn fake(directory: &std::path::Path) -> Self {
+        Self(File::open(directory).unwrap().into())
+    }
+
     /// Writes to a file below, in one write(2).
     ///
     /// # Errors

@@ -152,11 +152,21 @@ impl Init<'_> {
         }
         self.payload.identity.apply_affinity()?;
         nix::unistd::setsid().call(|| "setsid".into())?;
+        self.label_keys()?;
         self.payload.join_keyring(true)?;
         if self.namespaces.makes(CLONE_NEWNET) {
             process::bring_up_loopback()?;
         }
         Ok(())
+    }
+
+    /// A new keyring gets the label of the process.
+    fn label_keys(&self) -> Result<()> {
+        let labels = self.spec.process().as_ref().map(Labels::of).unwrap_or_default();
+        if self.payload.keyring.is_none() || labels.is_empty() {
+            return Ok(());
+        }
+        labels.write_for_keys(&Procfs::open()?)
     }
 
     /// Writes below /proc, as long as that is the runtime's own.

@@ -34,6 +34,21 @@ impl<'a> Labels<'a> {
         self.apparmor.is_none() && self.selinux.is_none()
     }
 
+    /// The label of keys and keyrings that this process makes from here on: that of the process to be, which could not
+    /// use them otherwise (SELinux, `attr/keycreate`).
+    ///
+    /// # Errors
+    ///
+    /// SELinux is not enabled, or does not know the label.
+    pub fn write_for_keys(&self, procfs: &Procfs) -> Result<()> {
+        match self.selinux {
+            Some(label) => procfs
+                .write("self/attr/keycreate", label)
+                .with_context(|| format!("process.selinuxLabel: {label:?}: is SELinux enabled?")),
+            None => Ok(()),
+        }
+    }
+
     /// Writes them for this process; its children inherit them (AppArmor: `attr/apparmor/exec` since Linux 5.8, before
     /// that the `attr/exec` it shares with SELinux).
     ///
@@ -71,4 +86,33 @@ pub fn set_oom_score(procfs: &Procfs, process: &str, score: i32) -> Result<()> {
     procfs
         .write(&format!("{process}/oom_score_adj"), &score.to_string())
         .context("process.oomScoreAdj")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// SELinux is on no machine that the project is tested on: what would be written to the kernel is written to files.
+    #[test]
+    fn labels_are_written_where_each_security_module_reads_them() {
+        let directory = std::env::temp_dir().join(format!("rtc-attr-{}", std::process::id()));
+        let files = ["apparmor/exec", "exec", "keycreate"].map(|file| directory.join("self/attr").join(file));
+        std::fs::create_dir_all(directory.join("self/attr/apparmor")).unwrap();
+        for file in &files {
+            std::fs::write(file, "").unwrap();
+        }
+        let process: Process = serde_json::from_value(serde_json::json!({
+            "user": {}, "cwd": "/", "apparmorProfile": "web", "selinuxLabel": "system_u:system_r:container_t:s0:c1,c2"
+        }))
+        .unwrap();
+        let (procfs, labels) = (Procfs::fake(&directory), Labels::of(&process));
+        labels.write_for_keys(&procfs).unwrap();
+        labels.write(&procfs).unwrap();
+        let written = files
+            .each_ref()
+            .map(|file| std::fs::read_to_string(file).unwrap());
+        let selinux = "system_u:system_r:container_t:s0:c1,c2";
+        assert_eq!(written, ["exec web", selinux, selinux]);
+        std::fs::remove_dir_all(directory).unwrap();
+    }
 }

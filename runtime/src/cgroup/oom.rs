@@ -63,21 +63,6 @@ impl Cgroup {
             format!("watch for oom: cgroup {:?}", dir.path())
         })?))
     }
-
-    /// How many processes of the container the kernel has killed for want of memory.
-    ///
-    /// # Errors
-    ///
-    /// Where there is no memory controller, or the cgroup is gone.
-    pub fn oom_kills(&self) -> Result<u64> {
-        let dir = self.tree("memory")?.dir()?;
-        let file = if self.is_v2() {
-            "memory.events"
-        } else {
-            "memory.oom_control"
-        };
-        Ok(Watched::open(dir, file)?.value("oom_kill")?.unwrap_or(0))
-    }
 }
 
 fn watch_v2(dir: &Dir) -> Result<Source> {

@@ -102,6 +102,8 @@ impl Notify {
         let short = Path::new("/proc/self/fd")
             .join(place.as_raw_fd().to_string())
             .join(SOCKET);
+        // That of a start which was killed; we hold the lock.
+        let _ = std::fs::remove_file(&short);
         let container = UnixDatagram::bind(&short).call(|| format!("bind({:?})", path.join(SOCKET)))?;
         // Any user of the container may report.
         std::fs::set_permissions(&short, PermissionsExt::from_mode(0o777))

@@ -27,7 +27,9 @@ pub fn start(root: &StateRoot, id: &ContainerId) -> Result<()> {
         .ok_or_else(|| anyhow!("the container's init has ended"))?;
     if let Err(error) = gate::open(&directory) {
         // Whoever sees the error may look at the container at once: its process must have ended by then.
-        record.wait_for_end(CGROUP_DEADLINE)?;
+        if let Err(error) = record.wait_for_end(CGROUP_DEADLINE) {
+            log::warn(format_args!("{error:#}"));
+        }
         return Err(error);
     }
     run_poststart_hooks(root, directory, &record)?;

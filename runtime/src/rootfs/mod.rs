@@ -28,7 +28,7 @@ mod switch;
 mod tests;
 mod tree;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -233,15 +233,6 @@ impl Plan {
         }
         self.later.clear();
         Ok(())
-    }
-
-    /// The root directory, after [`Plan::prepare`]. Close-on-exec.
-    ///
-    /// # Errors
-    ///
-    /// There is none yet.
-    pub fn root_fd(&self) -> Result<BorrowedFd<'_>> {
-        Ok(self.root()?.as_fd())
     }
 
     fn root(&self) -> Result<&Root> {

@@ -12,7 +12,6 @@ use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use super::{Errno, Error, Result, checked};
 
 const BPF_PROG_LOAD: i32 = 5;
-const BPF_OBJ_PIN: i32 = 6;
 const BPF_PROG_ATTACH: i32 = 8;
 const BPF_PROG_DETACH: i32 = 9;
 const BPF_PROG_GET_FD_BY_ID: i32 = 13;
@@ -84,14 +83,6 @@ struct Query {
 struct ById {
     id: u32,
     next: u32,
-    flags: u32,
-}
-
-/// The part that `BPF_OBJ_PIN` reads.
-#[repr(C)]
-struct Pin {
-    path: u64,
-    object: u32,
     flags: u32,
 }
 
@@ -249,18 +240,4 @@ pub fn device_programs(cgroup: impl AsFd) -> Result<Vec<OwnedFd>> {
         }
     }
     Ok(programs)
-}
-
-/// Gives a program a name in a bpf file system, by which another process can take it over; removing the file lets go.
-///
-/// # Errors
-///
-/// `EEXIST` where the name is taken, `EPERM` where the path is in no bpf file system.
-pub fn pin(program: impl AsFd, path: &CStr) -> Result<()> {
-    let mut attributes = Pin {
-        path: path.as_ptr().addr() as u64,
-        object: raw(program),
-        flags: 0,
-    };
-    bpf(BPF_OBJ_PIN, &mut attributes, || format!("bpf(OBJ_PIN, {path:?})")).map(drop)
 }

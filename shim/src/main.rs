@@ -1,0 +1,27 @@
+//! `containerd-shim-rtc-v2`: the containerd shim (v2) of rtc, one process of one thread for each pod.
+//!
+//! ```text
+//! main -> bootstrap: start, delete, -info -> server -> task, sandbox: the services of containerd
+//!                                                        |
+//!                                  shim: the pod's containers -> container -> process
+//!                                                        |             |         |
+//!                                                     events        runtime      io
+//!                                                            (embedded, command)
+//! ```
+#![deny(unsafe_code)]
+#![cfg_attr(not(test), no_main)]
+#![cfg_attr(test, expect(dead_code, reason = "the harness does not call run"))]
+
+mod error;
+mod events;
+mod io;
+mod options;
+mod runtime;
+
+#[cfg(not(test))]
+rtc_runtime::entry!(run);
+
+/// Returns the exit status.
+fn run() -> u8 {
+    1
+}

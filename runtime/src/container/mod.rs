@@ -24,7 +24,7 @@ pub mod start;
 pub mod state;
 pub mod update;
 
-pub use create::{CreateOptions, create};
+pub use create::{CreateOptions, Created, create};
 pub use delete::delete;
 pub use exec::{ExecOptions, exec};
 pub use exec_process::{ExecOverrides, ExecProcess};

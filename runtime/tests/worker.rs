@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 use rtc_runtime::bundle::{self, Bundle};
+use rtc_runtime::cgroup::OomEvent;
 use rtc_runtime::container::{
     self, ContainerId, CreateOptions, Created, ExecOptions, ExecProcess, Executed, Starting, StateRoot,
 };
@@ -44,6 +45,7 @@ const TESTS: &[(&str, Test)] = &[
         "an_exec_has_no_cgroup_of_its_own_where_the_container_writes_its_own",
         no_exec_cgroup,
     ),
+    ("a_watch_for_oom_is_readable_after_a_kill_and_at_the_end", oom),
     ("the_terminal_arrives_as_a_report", terminal),
     ("a_failed_create_leaves_nothing", failed_create),
     ("a_start_hears_why_there_is_no_program", failed_start),
@@ -94,6 +96,7 @@ fn main() -> ExitCode {
 fn payload(arguments: &[String]) -> ExitCode {
     match arguments.first().map(String::as_str) {
         Some("sleep") => std::thread::sleep(Duration::from_secs(1000)),
+        Some("eat") => std::mem::forget(std::hint::black_box(vec![1_u8; 256 << 20])),
         Some("leave") => {
             let left = std::process::Command::new("/payload")
                 .args(["payload", "sleep"])
@@ -527,6 +530,31 @@ fn no_exec_cgroup(place: &Place) -> Result<()> {
     place.start()?;
     ensure!(exec(place, &["0"], 0)?.cgroup.is_none());
     kill_and_collect(&said.born[0])?;
+    place.delete()
+}
+
+fn oom(place: &Place) -> Result<()> {
+    place.configure(&["eat"], |config| {
+        config["linux"]["resources"] = json!({"memory": {"limit": 64 << 20, "swap": 64 << 20}});
+    })?;
+    let said = hear(place.start_create(None)?)?;
+    let created: Created = serde_json::from_slice(&said.result?)?;
+    let mut watch = created.cgroup.oom_watch()?;
+    ensure!(watch.look()?.is_none());
+    ensure!(readable(&watch, Duration::ZERO).is_err(), "nothing has happened");
+    place.start()?;
+    let mut seen = Vec::new();
+    ensure!(wait(&said.born[0].pidfd)? == Exit::Signal(libc::SIGKILL));
+    readable(&watch, Duration::from_secs(10))?;
+    seen.extend(watch.look()?);
+    if created.cgroup.is_v2() {
+        readable(&watch, Duration::from_secs(10))?;
+    } else {
+        place.delete()?;
+        readable(&watch, Duration::from_secs(10))?;
+    }
+    seen.extend(watch.look()?);
+    ensure!(seen == [OomEvent::Oom, OomEvent::End], "{seen:?}");
     place.delete()
 }
 

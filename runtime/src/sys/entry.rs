@@ -29,6 +29,8 @@ macro_rules! entry {
 
 /// What the kernel put on the stack: arguments and, behind them, the environment, as first and last address.
 static GIVEN: [AtomicPtr<u8>; 2] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 2];
+/// Where the arguments end.
+static ARGUMENTS_END: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
 
 /// Called by [`entry!`](crate::entry) before anything else, with what the kernel put on the stack.
 pub fn prepare(arguments: *const *const libc::c_char) {
@@ -49,15 +51,40 @@ fn remember(arguments: *const *const libc::c_char) {
     if count == 0 {
         return;
     }
-    let last = at(if variables == 0 {
+    let end_of = |index: usize| {
+        let text = at(index);
+        // SAFETY: a NUL-terminated string of the kernel's making.
+        let length = unsafe { libc::strlen(text) };
+        text.cast_mut().cast::<u8>().wrapping_add(length)
+    };
+    let last = if variables == 0 {
         count - 1
     } else {
         count + variables
-    });
-    // SAFETY: a NUL-terminated string of the kernel's making.
-    let length = unsafe { libc::strlen(last) };
+    };
     GIVEN[0].store(at(0).cast_mut().cast(), Relaxed);
-    GIVEN[1].store(last.cast_mut().cast::<u8>().wrapping_add(length), Relaxed);
+    GIVEN[1].store(end_of(last), Relaxed);
+    ARGUMENTS_END.store(end_of(count - 1), Relaxed);
+}
+
+/// Blanks out the last argument, where it is this word, in `/proc/<pid>/cmdline`: a daemon that was forked from the verb
+/// `start` is no start any more. (To end the list before it, the kernel would want CAP_SYS_RESOURCE.) What was read of
+/// the arguments before stays; in a program without [`entry!`](crate::entry) this does nothing.
+pub fn forget_last_argument(word: &str) {
+    let (first, end) = (GIVEN[0].load(Relaxed), ARGUMENTS_END.load(Relaxed));
+    let length = (end as usize).saturating_sub(first as usize);
+    if first.is_null() || length <= word.len() {
+        return;
+    }
+    let start = end.wrapping_sub(word.len());
+    // SAFETY: the arguments lie one behind the other in the writable stack of this process; nobody holds a reference into
+    // them, as std copies what it is asked for.
+    let argument = unsafe { std::slice::from_raw_parts_mut(start, word.len()) };
+    // SAFETY: the byte before is one of theirs, too: they are longer than the word.
+    let before = unsafe { start.wrapping_sub(1).read() };
+    if before == 0 && argument == word.as_bytes() {
+        argument.fill(0);
+    }
 }
 
 /// Forgets the arguments and the environment that this process was started with: a container can read them in

@@ -26,6 +26,7 @@ mod rootfs;
 mod runtime;
 mod shim;
 mod stats;
+mod stuck;
 mod task;
 mod worker;
 

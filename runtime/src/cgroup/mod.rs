@@ -44,7 +44,9 @@ use dir::Dir;
 pub use join::JoinTarget;
 pub use layout::{Hierarchy, Layout};
 pub use oom::{OomEvent, OomWatch};
-pub use stats::Stats;
+pub use stats::{
+    Blkio, BlkioEntry, Cpu, CpuUsage, HugeTlb, Memory, MemoryEntry, Pids, Pressure, Psi, Stats, Throttling,
+};
 
 use crate::sys;
 

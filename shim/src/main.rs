@@ -17,17 +17,29 @@
 mod address;
 mod arguments;
 mod bootstrap;
+mod container;
 mod daemon;
 mod error;
 mod events;
+mod exits;
 mod info;
 mod io;
+mod kill;
 mod log;
 mod options;
+mod pollable;
+mod process;
+mod reaper;
+mod rootfs;
 mod runtime;
 mod server;
 mod sha256;
+mod shim;
 mod start;
+mod stats;
+mod stuck;
+mod task;
+mod worker;
 
 use arguments::Action;
 

@@ -10,17 +10,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use async_trait::async_trait;
-use containerd_shim_protos::api;
 use containerd_shim_protos::shim_async::{Task, create_task};
 use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
-use containerd_shim_protos::ttrpc::asynchronous::{Server, TtrpcContext};
+use containerd_shim_protos::ttrpc::asynchronous::Server;
 use tokio::io::AsyncReadExt;
-use tokio::sync::watch;
 
 use crate::bootstrap::Identity;
 use crate::events::Events;
 use crate::log;
+use crate::shim::Shim;
+use crate::task::TaskService;
 
 /// How long the shim's end waits for events that containerd does not take, and then for clients that wait for something.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
@@ -29,28 +28,6 @@ const ANSWER_DEADLINE: Duration = Duration::from_millis(500);
 /// The Task API's name before containerd 2.0, with the same methods and messages.
 const TASK_V2: &str = "containerd.task.v2.Task";
 const TASK_V3: &str = "containerd.task.v3.Task";
-
-/// The way to end the shim.
-#[derive(Debug, Clone)]
-pub(crate) struct Shutdown(watch::Sender<bool>);
-
-impl Shutdown {
-    /// For a shim that lives.
-    pub(crate) fn new() -> Self {
-        Self(watch::Sender::new(false))
-    }
-
-    /// Ends the shim, once the answers that are due were given. It has no containers any more.
-    pub(crate) fn begin(&self) {
-        self.0.send_replace(true);
-    }
-
-    /// Returns when the shim is to end.
-    pub(crate) async fn begun(&self) {
-        // The sender lives as long as this.
-        let _ = self.0.subscribe().wait_for(|begun| *begun).await;
-    }
-}
 
 /// Serves on the socket until the shutdown.
 ///
@@ -69,9 +46,9 @@ async fn run(listener: UnixListener, told: UnixStream, identity: Identity) -> Re
     let identity = Arc::new(identity);
     let (events, publisher) = Events::queue(&identity);
     let publisher = tokio::spawn(publisher.run());
-    let shutdown = Shutdown::new();
+    let shim = Shim::new(identity.namespace.clone(), events.clone());
 
-    let task: Arc<dyn Task + Send + Sync> = Arc::new(Nothing);
+    let task: Arc<dyn Task + Send + Sync> = Arc::new(TaskService(shim.clone()));
     let mut server = Server::new().add_listener(Listener::try_from(listener).context("listen")?);
     let mut v2 = create_task(task.clone());
     if let Some(methods) = v2.remove(TASK_V3) {
@@ -82,7 +59,7 @@ async fn run(listener: UnixListener, told: UnixStream, identity: Identity) -> Re
     log::debug(|| format!("serving on {:?}", identity.socket));
 
     tokio::select! {
-        () = shutdown.begun() => {}
+        () = shim.over() => {}
         never = never_told(told) => never?,
     }
     server.stop_listen().await;
@@ -107,23 +84,5 @@ async fn never_told(channel: UnixStream) -> Result<()> {
             std::future::pending().await
         }
         Err(_) => bail!("start has ended before it could name this shim"),
-    }
-}
-
-/// Stands for the containers until there are some.
-struct Nothing;
-
-#[async_trait]
-impl Task for Nothing {
-    async fn connect(
-        &self,
-        _: &TtrpcContext,
-        _: api::ConnectRequest,
-    ) -> containerd_shim_protos::ttrpc::Result<api::ConnectResponse> {
-        Ok(api::ConnectResponse {
-            shim_pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            ..Default::default()
-        })
     }
 }

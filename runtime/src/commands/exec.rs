@@ -91,6 +91,7 @@ fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
         preserve_fds: create::preserved(parsed)?.count,
         cgroup: parsed.texts("cgroup")?,
         ignore_paused: parsed.is_on("ignore-paused"),
+        reporter: None,
     };
     container::exec(&global.state_root(), &id, options)
 }

@@ -25,6 +25,7 @@ use crate::process::label::{Labels, set_oom_score};
 use crate::process::payload::Payload;
 use crate::process::program::Program;
 use crate::process::spawn::{Birth, Spawned, spawn};
+use crate::process::worker::Reporter;
 use crate::procfs::Procfs;
 use crate::sys::clone::{CLONE_NEWNS, CLONE_NEWUSER};
 use crate::sys::process;
@@ -32,7 +33,7 @@ use crate::{log, seccomp, sys};
 
 /// What `exec` is asked for.
 #[derive(Debug)]
-pub struct ExecOptions {
+pub struct ExecOptions<'a> {
     /// The process.
     pub process: ExecProcess,
     /// Where the master of its terminal is sent.
@@ -49,6 +50,9 @@ pub struct ExecOptions {
     pub cgroup: Vec<String>,
     /// Exec also into a paused container; the process runs once it is resumed.
     pub ignore_paused: bool,
+    /// In a worker of the shim: where the process, what helped to make it, and the master of its terminal are reported.
+    /// Nobody waits for it here, as with `detach`.
+    pub reporter: Option<&'a Reporter>,
 }
 
 /// Runs a process in a container. Returns its status, or 0 with `detach`.
@@ -56,7 +60,7 @@ pub struct ExecOptions {
 /// # Errors
 ///
 /// The container is in no status for it, or the process can't be run.
-pub fn exec(root: &StateRoot, id: &ContainerId, mut options: ExecOptions) -> Result<i32> {
+pub fn exec(root: &StateRoot, id: &ContainerId, mut options: ExecOptions<'_>) -> Result<i32> {
     let directory = root.open(id)?;
     let record = directory.complete_record()?;
     let operation = if options.ignore_paused {
@@ -71,9 +75,10 @@ pub fn exec(root: &StateRoot, id: &ContainerId, mut options: ExecOptions) -> Res
     check_terminal(
         process.terminal().unwrap_or(false),
         options.console_socket.is_some(),
-        options.detach,
+        options.detach && options.reporter.is_none(),
     )?;
-    let signals = (!options.detach).then(Signals::block).transpose()?;
+    let detach = options.detach || options.reporter.is_some();
+    let signals = (!detach).then(Signals::block).transpose()?;
     let container = Container {
         directory: &directory,
         record: &record,
@@ -84,7 +89,9 @@ pub fn exec(root: &StateRoot, id: &ContainerId, mut options: ExecOptions) -> Res
         Ok(master) => master,
         Err(error) => {
             let _ = process::pidfd_send_signal(&spawned.child.pidfd, libc::SIGKILL);
-            let _ = process::wait(&spawned.child.pidfd);
+            if options.reporter.is_none() {
+                let _ = process::wait(&spawned.child.pidfd);
+            }
             return Err(error);
         }
     };
@@ -104,7 +111,7 @@ struct Container<'a> {
 }
 
 impl Container<'_> {
-    fn spawn(&self, process: &Process, options: &ExecOptions) -> Result<Spawned> {
+    fn spawn(&self, process: &Process, options: &ExecOptions<'_>) -> Result<Spawned> {
         let Self { record, spec, .. } = self;
         let default = Linux::default();
         let linux = spec.linux().as_ref().unwrap_or(&default);
@@ -120,6 +127,7 @@ impl Container<'_> {
         let keyring = (!record.no_new_keyring)
             .then(|| CString::new(format!("_ses.{}", self.directory.id())).context("the name of the keyring"))
             .transpose()?;
+        let for_socket = options.console_socket.is_some() || options.reporter.is_some();
         let join = Join {
             namespaces: &namespaces,
             in_user_namespace: flags & CLONE_NEWUSER != 0,
@@ -128,7 +136,7 @@ impl Container<'_> {
                 program: Program::new(process)?,
                 filter: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
                 keyring,
-                terminal: terminal_of(Some(process), options.console_socket.is_some()),
+                terminal: terminal_of(Some(process), for_socket),
                 preserve_fds: options.preserve_fds,
             },
         };
@@ -158,6 +166,7 @@ impl Container<'_> {
                 before_entering: &before_entering,
                 not_shared: &[],
                 keep_only: Some(options.preserve_fds),
+                reporter: options.reporter,
             };
             spawn(&birth, |channel| {
                 join.take().context("the process was made before")?.run(channel)
@@ -189,7 +198,7 @@ impl Container<'_> {
 
     /// Does what the child asks for, until it executes its program. Returns the master of its terminal, where that is
     /// ours to relay.
-    fn serve(&self, spawned: &Spawned, options: &ExecOptions) -> Result<Option<OwnedFd>> {
+    fn serve(&self, spawned: &Spawned, options: &ExecOptions<'_>) -> Result<Option<OwnedFd>> {
         let Spawned { child, channel } = spawned;
         if let Some(path) = &options.pidfd_socket {
             send_pidfd(path, child)?;
@@ -199,9 +208,10 @@ impl Container<'_> {
             match channel.receive()? {
                 Some(Message::Warning(text)) => log::warn(text),
                 Some(Message::Failed(text)) => return Err(anyhow!(text)),
-                Some(Message::Terminal(master)) => match &options.console_socket {
-                    Some(path) => send_master(path, &master)?,
-                    None => relayed = Some(master),
+                Some(Message::Terminal(master)) => match (&options.console_socket, options.reporter) {
+                    (Some(path), _) => send_master(path, &master)?,
+                    (None, Some(reporter)) => reporter.terminal(&master)?,
+                    (None, None) => relayed = Some(master),
                 },
                 Some(Message::SeccompListener(listener)) => {
                     let state = self.record.hook_state(self.directory.id());

@@ -14,13 +14,12 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc::{self, SIGKILL};
-use rtc_runtime::log;
 use rtc_runtime::sys::process::pidfd_send_signal;
 
 use crate::container::Container;
 use crate::error::{Error, Kind, Result};
 use crate::process::{Phase, Process, Verb};
-use crate::{reaper, stuck};
+use crate::{log, reaper, stuck};
 
 /// How long a process is given to end of SIGKILL.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -26,6 +26,7 @@ mod info;
 mod io;
 mod kill;
 mod log;
+mod oom;
 mod options;
 mod pollable;
 mod process;

@@ -8,12 +8,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use nix::unistd::Pid;
-use rtc_runtime::log;
 use rtc_runtime::process::worker;
 use rtc_runtime::sys::clone::Child;
 use rtc_runtime::sys::process::{self, Exit};
 use tokio::io::Interest;
 
+use crate::log;
 use crate::pollable::wait_for;
 
 static KNOWN: Mutex<Vec<Pid>> = Mutex::new(Vec::new());

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use containerd_shim_protos::shim_async::{Task, create_task};
-use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
 use containerd_shim_protos::ttrpc::asynchronous::Server;
+use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
 use tokio::io::AsyncReadExt;
 
 use crate::bootstrap::Identity;

@@ -38,6 +38,8 @@ mod resources;
 mod rootfs;
 mod seccomp;
 mod security;
+mod shim_bootstrap;
+mod shim_events;
 mod shim_lifecycle;
 mod sockets;
 mod systemd;

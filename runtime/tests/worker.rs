@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 use rtc_runtime::bundle::{self, Bundle};
 use rtc_runtime::container::{
-    self, ContainerId, CreateOptions, Created, ExecOptions, ExecProcess, StateRoot,
+    self, ContainerId, CreateOptions, Created, ExecOptions, ExecProcess, Starting, StateRoot,
 };
 use rtc_runtime::process::worker::{self, Report, Reporter, Worker};
 use rtc_runtime::sys::Errno;
@@ -40,6 +40,8 @@ const TESTS: &[(&str, Test)] = &[
     ),
     ("the_terminal_arrives_as_a_report", terminal),
     ("a_failed_create_leaves_nothing", failed_create),
+    ("a_start_hears_why_there_is_no_program", failed_start),
+    ("a_failed_poststart_hook_deletes_the_container", failed_poststart),
     (
         "an_init_ends_when_its_worker_is_killed",
         init_ends_with_its_worker,
@@ -184,10 +186,15 @@ impl Place {
     }
 
     fn start(&self) -> Result<()> {
-        let said = hear(worker::fork(None, &[], |_| {
-            container::start(&self.root(), &self.id()).map(|()| Vec::new())
-        })?)?;
-        said.result.map(drop)
+        let mut starting = Starting::begin(&self.root(), &self.id())?.context("it is locked")?;
+        ensure!(
+            Starting::begin(&self.root(), &self.id())?.is_none(),
+            "two starts at once"
+        );
+        while !starting.look()? {
+            readable(&starting, Duration::from_secs(10))?;
+        }
+        Ok(())
     }
 
     fn delete(&self) -> Result<()> {
@@ -460,6 +467,37 @@ fn failed_create(place: &Place) -> Result<()> {
         matches!(exit, Exit::Code(1) | Exit::Signal(libc::SIGKILL)),
         "{exit}"
     );
+    Ok(())
+}
+
+fn failed_start(place: &Place) -> Result<()> {
+    let hook = json!({"path": "/payload", "args": ["payload", "payload", "5"]});
+    place.configure(&["sleep"], |config| {
+        config["hooks"] = json!({"startContainer": [hook]})
+    })?;
+    let said = hear(place.start_create(None)?)?;
+    said.result?;
+    let error = place.start().expect_err("the hook fails").to_string();
+    ensure!(error.contains("startContainer hook #0: exit status 5"), "{error}");
+    ensure!(wait(&said.born[0].pidfd)? == Exit::Code(1));
+    place.delete()
+}
+
+fn failed_poststart(place: &Place) -> Result<()> {
+    let hook = json!({"path": "/bin/false"});
+    place.configure(&["sleep"], |config| {
+        config["hooks"] = json!({"poststart": [hook]})
+    })?;
+    let said = hear(place.start_create(None)?)?;
+    let created: Created = serde_json::from_slice(&said.result?)?;
+    ensure!(created.has_hooks);
+    place.start()?;
+    let poststart = hear(worker::fork(None, &[], |_| {
+        container::run_poststart(&place.root(), &place.id()).map(|()| Vec::new())
+    })?)?;
+    let error = poststart.result.expect_err("the hook fails").to_string();
+    ensure!(error.contains("poststart hook #0"), "{error}");
+    ensure!(wait(&said.born[0].pidfd)? == Exit::Signal(libc::SIGKILL));
     Ok(())
 }
 

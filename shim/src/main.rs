@@ -12,11 +12,22 @@
 #![cfg_attr(not(test), no_main)]
 #![cfg_attr(test, expect(dead_code, reason = "the harness does not call run"))]
 
+mod container;
 mod error;
 mod events;
+mod exits;
 mod io;
+mod kill;
 mod options;
+mod pollable;
+mod process;
+mod reaper;
+mod rootfs;
 mod runtime;
+mod shim;
+mod stats;
+mod task;
+mod worker;
 
 #[cfg(not(test))]
 rtc_runtime::entry!(run);

@@ -33,6 +33,6 @@ pub use kill::kill;
 pub use pause::{pause, resume};
 pub use query::{StateReport, cgroup, list, processes, state};
 pub use run::{RunOptions, run};
-pub use start::start;
+pub use start::{Starting, run_poststart, start};
 pub use state::{NotFound, StateRoot};
 pub use update::update;

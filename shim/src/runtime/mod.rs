@@ -1,18 +1,29 @@
 //! Who makes the containers: the runtime inside of the shim, or a foreign one by its command line.
 
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+mod embedded;
 
+use std::path::{Path, PathBuf};
+
+use std::os::fd::OwnedFd;
+
+use containerd_shim_protos::api::Mount;
+use oci_spec::runtime::LinuxResources;
 use rtc_runtime::cgroup::Cgroup;
+use rtc_runtime::container::ContainerId;
 use rtc_runtime::sys::clone::Child;
 
+pub(crate) use embedded::Embedded;
+
+use crate::error::Result;
 use crate::io::ChildEnds;
 
 /// A container to make.
 #[derive(Debug)]
 pub(crate) struct Create {
-    pub(crate) id: String,
+    pub(crate) id: ContainerId,
     pub(crate) bundle: PathBuf,
+    /// What its root is made of.
+    pub(crate) rootfs: Vec<Mount>,
     pub(crate) stdio: ChildEnds,
     pub(crate) terminal: bool,
 }
@@ -24,12 +35,14 @@ pub(crate) struct Created {
     /// The master of its terminal.
     pub(crate) master: Option<OwnedFd>,
     pub(crate) cgroup: Cgroup,
+    /// Whether init is the first process of a PID namespace of its own, so that all others end with it.
+    pub(crate) owns_pids: bool,
 }
 
 /// A process to start in a container.
 #[derive(Debug)]
 pub(crate) struct Exec {
-    pub(crate) container: String,
+    pub(crate) container: ContainerId,
     pub(crate) id: String,
     /// As JSON.
     pub(crate) process: Vec<u8>,
@@ -43,4 +56,112 @@ pub(crate) struct Started {
     pub(crate) process: Child,
     /// The master of its terminal.
     pub(crate) master: Option<OwnedFd>,
+}
+
+/// The runtime of a container.
+#[derive(Debug)]
+pub(crate) enum Runtime {
+    /// `rtc_runtime`, in this process and its workers.
+    Embedded(Embedded),
+}
+
+impl Runtime {
+    /// Mounts the root and makes the container.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is left of it.
+    pub(crate) async fn create(&self, create: Create) -> Result<Created> {
+        match self {
+            Self::Embedded(runtime) => runtime.create(create).await,
+        }
+    }
+
+    /// Lets init run its program, and returns once it does.
+    ///
+    /// # Errors
+    ///
+    /// It can't be run; init ends.
+    pub(crate) async fn start(&self, id: &ContainerId) -> Result<()> {
+        match self {
+            Self::Embedded(runtime) => runtime.start(id).await,
+        }
+    }
+
+    /// What is to be done once the program runs: poststart hooks.
+    ///
+    /// # Errors
+    ///
+    /// A hook failed, and the container was ended.
+    pub(crate) async fn started(&self, id: &ContainerId) -> Result<()> {
+        match self {
+            Self::Embedded(runtime) => runtime.started(id).await,
+        }
+    }
+
+    /// Runs a process beside init.
+    ///
+    /// # Errors
+    ///
+    /// It can't be run; nothing is left of it.
+    pub(crate) async fn exec(&self, exec: Exec) -> Result<Started> {
+        match self {
+            Self::Embedded(runtime) => runtime.exec(exec).await,
+        }
+    }
+
+    /// Deletes a container that is created or stopped, and unmounts its root. One that is gone already is fine.
+    ///
+    /// # Errors
+    ///
+    /// Something is left; it can be deleted again.
+    pub(crate) async fn delete(&self, id: &ContainerId, bundle: &Path) -> Result<()> {
+        match self {
+            Self::Embedded(runtime) => runtime.delete(id, bundle).await,
+        }
+    }
+
+    /// Sends a signal to every process of the container.
+    ///
+    /// # Errors
+    ///
+    /// They can't be listed.
+    pub(crate) async fn kill_all(&self, id: &ContainerId, signal: i32) -> Result<()> {
+        match self {
+            Self::Embedded(runtime) => runtime.kill_all(id, signal).await,
+        }
+    }
+
+    /// Freezes the container.
+    ///
+    /// # Errors
+    ///
+    /// It is not frozen after some time; then it runs.
+    pub(crate) async fn pause(&self, id: &ContainerId) -> Result<()> {
+        match self {
+            Self::Embedded(runtime) => runtime.pause(id).await,
+        }
+    }
+
+    /// Thaws the container.
+    ///
+    /// # Errors
+    ///
+    /// Its cgroup can't be written.
+    pub(crate) async fn resume(&self, id: &ContainerId) -> Result<()> {
+        match self {
+            Self::Embedded(runtime) => runtime.resume(id).await,
+        }
+    }
+
+    /// Changes the limits.
+    ///
+    /// # Errors
+    ///
+    /// The kernel or systemd refuses one.
+    pub(crate) async fn update(&self, id: &ContainerId, resources: LinuxResources) -> Result<()> {
+        match self {
+            Self::Embedded(runtime) => runtime.update(id, resources).await,
+        }
+    }
 }

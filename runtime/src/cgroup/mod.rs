@@ -20,6 +20,7 @@ mod apply;
 mod create;
 mod devices;
 mod dir;
+mod existing;
 mod freezer;
 mod join;
 mod layout;

@@ -3,14 +3,17 @@
 //! The verbs that change it are serial ([`Container::turn`]); State, Wait, Kill, Pids and Stats never wait for one of them.
 //! A start of an exec is no change of the container, so that one that hangs holds up no other.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use containerd_shim_protos::api::CreateTaskRequest;
+use containerd_shim_protos::api::{CheckpointTaskRequest, CreateTaskRequest};
 use containerd_shim_protos::events::task::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskIO, TaskPaused, TaskResumed, TaskStart,
+    TaskCheckpointed, TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskIO, TaskPaused,
+    TaskResumed, TaskStart,
 };
+use containerd_shim_protos::protobuf::Message as _;
+use containerd_shim_protos::shim::oci::CheckpointOptions;
 use containerd_shim_protos::topics;
 use oci_spec::runtime::LinuxResources;
 use rtc_runtime::cgroup::Cgroup;
@@ -21,7 +24,7 @@ use crate::io::{Io, Request};
 use crate::log;
 use crate::options::Options;
 use crate::process::{Ended, Phase, Process, Stdio, UNKNOWN_STATUS, Verb};
-use crate::runtime::{Create, Created, Embedded, Exec, Runtime, Started};
+use crate::runtime::{Create, Created, Exec, Runtime, Started};
 use crate::shim::Shim;
 use crate::{exits, oom};
 
@@ -87,7 +90,7 @@ impl Container {
         Ok(Arc::new(Self {
             id,
             bundle,
-            runtime: Runtime::Embedded(Embedded::new(&options, namespace)),
+            runtime: Runtime::new(&options, namespace)?,
             init: Arc::new(Process::new(String::new(), stdio, Phase::Creating)),
             io_owner: (options.io_uid, options.io_gid),
             execs: Mutex::default(),
@@ -104,7 +107,8 @@ impl Container {
     /// Nothing is left of it.
     pub(crate) async fn create(self: &Arc<Self>, shim: &Shim, request: CreateTaskRequest) -> Result<u32> {
         let _turn = self.turn.lock().await;
-        if !request.checkpoint.is_empty() {
+        let checkpoint = (!request.checkpoint.is_empty()).then(|| PathBuf::from(&request.checkpoint));
+        if checkpoint.is_some() && self.runtime.program().is_none() {
             return Err(Error::text(
                 Kind::Unimplemented,
                 "checkpoint: restoring is not supported by the runtime inside of the shim",
@@ -115,6 +119,7 @@ impl Container {
             id: self.id.clone(),
             bundle: self.bundle.clone(),
             rootfs: request.rootfs.clone(),
+            checkpoint,
             stdio,
             terminal: request.terminal,
         };
@@ -446,6 +451,32 @@ impl Container {
             &TaskResumed {
                 container_id: self.id.to_string(),
                 ..TaskResumed::default()
+            },
+        );
+        Ok(())
+    }
+
+    /// Writes its processes to files. They go on unless the options say otherwise.
+    ///
+    /// # Errors
+    ///
+    /// It does not run, the runtime can't, or the options are no `containerd.runc.v1.CheckpointOptions`.
+    pub(crate) async fn checkpoint(&self, shim: &Shim, request: &CheckpointTaskRequest) -> Result<()> {
+        let options = match request.options.as_ref() {
+            None => CheckpointOptions::default(),
+            Some(options) => CheckpointOptions::parse_from_bytes(&options.value)
+                .map_err(|error| Error::new(Kind::InvalidArgument, error))?,
+        };
+        let _turn = self.turn.lock().await;
+        self.init.phase().allows(Verb::Checkpoint)?;
+        let image = Path::new(&request.path);
+        self.runtime.checkpoint(&self.id, image, &options).await?;
+        shim.events.send(
+            topics::TASK_CHECKPOINTED_EVENT_TOPIC,
+            &TaskCheckpointed {
+                container_id: self.id.to_string(),
+                checkpoint: request.path.clone(),
+                ..TaskCheckpointed::default()
             },
         );
         Ok(())

@@ -95,16 +95,23 @@ pub fn parse_kept(raw: &[u8]) -> Result<Spec> {
 
 /// Reads the process of `exec --process FILE` and checks what can be checked without the container.
 pub fn load_process(file: &Path) -> Result<Process> {
-    let mut raw = read_config(file, MAX_CONFIG_SIZE)?;
-    let parsed = parse(&mut raw, &[]).and_then(|(process, mut warnings)| {
-        warnings.extend(validate_process::process(&process, "")?);
-        Ok((process, warnings))
-    });
-    let (process, warnings) = parsed.with_context(|| format!("{file:?}"))?;
+    let raw = read_config(file, MAX_CONFIG_SIZE)?;
+    let (process, warnings) = parse_process(raw).with_context(|| format!("{file:?}"))?;
     for warning in warnings {
         log::warn(format_args!("{file:?}: {warning}"));
     }
     Ok(process)
+}
+
+/// Parses and checks the process of an exec request that arrives as JSON; returns it with the warnings.
+///
+/// # Errors
+///
+/// Names the field.
+pub fn parse_process(mut raw: Vec<u8>) -> Result<(Process, Vec<String>)> {
+    let (process, mut warnings) = parse(&mut raw, &[])?;
+    warnings.extend(validate_process::process(&process, "")?);
+    Ok((process, warnings))
 }
 
 /// Checks a process that does not come from a file (an exec request, overrides on a command line); returns the warnings.

@@ -17,15 +17,16 @@
 use std::fmt::{Display, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
+use std::os::fd::RawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
-use crate::sys::Named as _;
+use crate::sys::{Named as _, fd};
 
 /// How a line is written (`--log-format`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,6 +79,8 @@ struct Logger {
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 static DEBUG: AtomicBool = AtomicBool::new(false);
 static DISABLED: AtomicBool = AtomicBool::new(false);
+/// Where a worker's messages go: its channel to the shim; none: -1.
+static DIVERTED: AtomicI32 = AtomicI32::new(-1);
 
 /// Sets the destination, once per process; the library logs to standard error until then. Fails if the log file
 /// cannot be opened.
@@ -114,6 +117,12 @@ pub fn disable() {
     DISABLED.store(true, Ordering::Relaxed);
 }
 
+/// In a worker: its messages become reports to the shim, by the number of its channel. Its standard error is a container's,
+/// and the log file is closed.
+pub(crate) fn divert(channel: RawFd) {
+    DIVERTED.store(channel, Ordering::Relaxed);
+}
+
 /// Whether `--debug` is on.
 pub fn debugging() -> bool {
     DEBUG.load(Ordering::Relaxed)
@@ -138,6 +147,12 @@ pub fn error(message: impl Display) {
 
 fn emit(level: Level, message: &str) {
     if DISABLED.load(Ordering::Relaxed) {
+        return;
+    }
+    let channel = DIVERTED.load(Ordering::Relaxed);
+    if channel != -1 {
+        // A shim that has gone needs no message.
+        let _ = fd::write_raw(channel, &fd::text_message(b'W', message));
         return;
     }
     let logger = LOGGER.get();

@@ -59,9 +59,9 @@ pub(super) const PRESERVE_FDS: Flag = Flag::value(
 fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
     let bundle = parsed.path("bundle").unwrap_or_else(|| PathBuf::from("."));
     let mut options = options(global, parsed, super::id(parsed)?, &bundle)?;
-    container::create(&global.state_root(), &mut options)?;
+    let created = container::create(&global.state_root(), &mut options)?;
     // The process ends here: to free a thousand strings of the configuration one by one is 20 us for nothing.
-    std::mem::forget(options);
+    std::mem::forget((options, created));
     Ok(0)
 }
 
@@ -71,7 +71,7 @@ pub(super) fn options(
     parsed: &Parsed,
     id: ContainerId,
     bundle: &Path,
-) -> Result<CreateOptions> {
+) -> Result<CreateOptions<'static>> {
     let preserved = preserved(parsed)?;
     let bundle = Bundle::load(bundle)?;
     let console_socket = parsed.path("console-socket");
@@ -86,6 +86,7 @@ pub(super) fn options(
         preserve_fds: preserved.count,
         listen_fds: preserved.activated,
         systemd_cgroup: global.systemd_cgroup,
+        reporter: None,
     })
 }
 

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use oci_spec::runtime::{Linux, Process, Spec};
+use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
 use crate::cgroup::{Cgroup, Driver, JoinTarget, Layout};
@@ -42,6 +43,7 @@ use crate::process::payload::Payload;
 use crate::process::program::Program;
 use crate::process::spawn::{Birth, Spawned, spawn};
 use crate::process::terminal::TerminalRequest;
+use crate::process::worker::Reporter;
 use crate::procfs::Procfs;
 use crate::sys::clone::{CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, Child};
 use crate::sys::tty;
@@ -52,7 +54,7 @@ pub(super) const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What `create` and `run` are asked for.
 #[derive(Debug)]
-pub struct CreateOptions {
+pub struct CreateOptions<'a> {
     /// The new container's id.
     pub id: ContainerId,
     /// Its bundle.
@@ -73,6 +75,21 @@ pub struct CreateOptions {
     pub listen_fds: u32,
     /// Let systemd make the cgroup.
     pub systemd_cgroup: bool,
+    /// In a worker of the shim: where init and the master of its terminal are reported. Nobody waits for init here.
+    pub reporter: Option<&'a Reporter>,
+}
+
+/// What became of `create`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Created {
+    /// Init, in the runtime's PID namespace.
+    pub pid: i32,
+    /// Its start time, as in [`Record`].
+    pub start_time: u64,
+    /// Its cgroup.
+    pub cgroup: Cgroup,
+    /// Whether the configuration has any hooks.
+    pub has_hooks: bool,
 }
 
 /// Makes a container whose init waits for `start`.
@@ -80,7 +97,7 @@ pub struct CreateOptions {
 /// # Errors
 ///
 /// Nothing is left behind.
-pub fn create(root: &StateRoot, options: &mut CreateOptions) -> Result<()> {
+pub fn create(root: &StateRoot, options: &mut CreateOptions<'_>) -> Result<Created> {
     let terminal = options
         .bundle
         .spec
@@ -88,12 +105,22 @@ pub fn create(root: &StateRoot, options: &mut CreateOptions) -> Result<()> {
         .as_ref()
         .and_then(Process::terminal)
         .unwrap_or(false);
-    check_terminal(terminal, options.console_socket.is_some(), true)?;
+    check_terminal(
+        terminal,
+        options.console_socket.is_some(),
+        options.reporter.is_none(),
+    )?;
     let mut unfinished = Unfinished::begin(root, options, true)?;
-    match unfinished.finish() {
-        Ok(_) => Ok(()),
-        Err(error) => Err(unfinished.undo(error)),
+    if let Err(error) = unfinished.finish() {
+        return Err(unfinished.undo(error));
     }
+    let record = unfinished.record.take().context("the record")?;
+    Ok(Created {
+        pid: record.pid,
+        start_time: record.start_time,
+        cgroup: record.cgroup,
+        has_hooks: record.has_hooks,
+    })
 }
 
 /// The terminal a process asks for. Whose console socket gets it sets it up to his liking; ours to relay ends its lines
@@ -131,7 +158,7 @@ pub(super) fn check_terminal(terminal: bool, console_socket: bool, detach: bool)
 /// A container that is being made, and what there is of it to undo.
 #[derive(Debug)]
 pub(super) struct Unfinished<'a> {
-    options: &'a CreateOptions,
+    options: &'a CreateOptions<'a>,
     directory: Option<Locked>,
     record: Option<Record>,
     spawned: Option<Spawned>,
@@ -150,7 +177,7 @@ pub(super) struct HandedOver {
 
 impl<'a> Unfinished<'a> {
     /// Steps 1 to 6.
-    pub(super) fn begin(root: &StateRoot, options: &'a mut CreateOptions, gated: bool) -> Result<Self> {
+    pub(super) fn begin(root: &StateRoot, options: &'a mut CreateOptions<'_>, gated: bool) -> Result<Self> {
         if !nix::unistd::geteuid().is_root() {
             bail!(
                 "rtc must be run as root (user {} is not): rootless containers are not supported yet",
@@ -158,10 +185,14 @@ impl<'a> Unfinished<'a> {
             );
         }
         let directory = root.claim(&options.id)?;
-        let prepared = notify::prepare(&directory, &mut options.bundle.spec);
+        // What the shim was started by is no service manager of its containers.
+        let prepared = match options.reporter {
+            Some(_) => Ok(()),
+            None => notify::prepare(&directory, &mut options.bundle.spec),
+        };
         // `start` binds the socket of a container that waits for it.
         let notify = prepared.and_then(|()| if gated { Ok(None) } else { Notify::bind(&directory) });
-        let options: &'a CreateOptions = options;
+        let options: &'a CreateOptions<'_> = options;
         let Bundle { dir, spec, .. } = &options.bundle;
         let annotations = spec.annotations().iter().flatten();
         let mut unfinished = Self {
@@ -254,6 +285,7 @@ impl<'a> Unfinished<'a> {
             before_entering: &|| Ok(()),
             not_shared: &self.directory()?.descriptors(),
             keep_only: None,
+            reporter: options.reporter,
         };
         self.spawned = Some(spawn(&birth, |channel| init.run(channel))?);
         self.record_child()?;
@@ -297,6 +329,10 @@ impl<'a> Unfinished<'a> {
         let record = self.record.as_mut().context("the record")?;
         record.pid = pid.as_raw();
         (_, record.start_time) = process_stat(pid).context("the container's process has ended")?;
+        if self.options.reporter.is_some() {
+            // Not ours to collect: only if it is still there, be it as a zombie, the pid was not another's.
+            sys::process::pidfd_send_signal(&self.child()?.pidfd, 0).context("the container's process")?;
+        }
         self.save()?;
         match &self.options.pidfd_socket {
             Some(path) => send_pidfd(path, self.child()?),
@@ -413,12 +449,18 @@ impl<'a> Unfinished<'a> {
                     self.run_hooks_in_runtime(child)?;
                     channel.go()?;
                 }
-                Some(Message::Terminal(master)) => match &self.options.console_socket {
-                    Some(path) => send_master(path, &master)?,
-                    None => handed_over.master = Some(master),
-                },
+                Some(Message::Terminal(master)) => {
+                    match (&self.options.console_socket, self.options.reporter) {
+                        (Some(path), _) => send_master(path, &master)?,
+                        (None, Some(reporter)) => reporter.terminal(&master)?,
+                        (None, None) => handed_over.master = Some(master),
+                    }
+                }
                 Some(Message::SeccompListener(listener)) => {
                     self.send_listener(&listener, child, channel)?;
+                }
+                None if self.options.reporter.is_some() => {
+                    bail!("the container's process ended before it was ready")
                 }
                 None => bail!(
                     "the container's process ended before it was ready: {}",
@@ -464,7 +506,8 @@ impl<'a> Unfinished<'a> {
                 // Thaws it, and ends what the child left in it, like a hook.
                 let _ = record.cgroup.kill();
             }
-            if has_ended(&child.pidfd, CGROUP_DEADLINE).unwrap_or(true) {
+            let ended = has_ended(&child.pidfd, CGROUP_DEADLINE).unwrap_or(true);
+            if ended && self.options.reporter.is_none() {
                 let _ = sys::process::wait(&child.pidfd);
             }
         }
@@ -530,7 +573,7 @@ fn set_limits(cgroup: &Cgroup, linux: &Linux) -> Result<()> {
 }
 
 /// What the child becomes, prepared.
-fn payload(process: &Process, linux: &Linux, options: &CreateOptions) -> Result<Payload> {
+fn payload(process: &Process, linux: &Linux, options: &CreateOptions<'_>) -> Result<Payload> {
     let filter = linux.seccomp().as_ref().map(seccomp::compile).transpose()?;
     if let Some(filter) = &filter
         && !filter.unknown.is_empty()
@@ -556,7 +599,10 @@ fn payload(process: &Process, linux: &Linux, options: &CreateOptions) -> Result<
         program,
         filter,
         keyring,
-        terminal: terminal_of(Some(process), options.console_socket.is_some()),
+        terminal: terminal_of(
+            Some(process),
+            options.console_socket.is_some() || options.reporter.is_some(),
+        ),
         preserve_fds: options.preserve_fds,
     })
 }

@@ -8,9 +8,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
 use oci_spec::runtime::{Linux, Process, Spec};
+use serde::{Deserialize, Serialize};
 
 use crate::bundle;
-use crate::cgroup::JoinTarget;
+use crate::cgroup::{ExecCgroup, JoinTarget};
+use crate::container::cgroup_view::writes_cgroup;
 use crate::container::create::{check_terminal, terminal_of};
 use crate::container::exec_process::ExecProcess;
 use crate::container::handover::{send_listener, send_master, send_pidfd, write_pid_file};
@@ -25,6 +27,7 @@ use crate::process::label::{Labels, set_oom_score};
 use crate::process::payload::Payload;
 use crate::process::program::Program;
 use crate::process::spawn::{Birth, Spawned, spawn};
+use crate::process::worker::Reporter;
 use crate::procfs::Procfs;
 use crate::sys::clone::{CLONE_NEWNS, CLONE_NEWUSER};
 use crate::sys::process;
@@ -32,7 +35,7 @@ use crate::{log, seccomp, sys};
 
 /// What `exec` is asked for.
 #[derive(Debug)]
-pub struct ExecOptions {
+pub struct ExecOptions<'a> {
     /// The process.
     pub process: ExecProcess,
     /// Where the master of its terminal is sent.
@@ -47,16 +50,30 @@ pub struct ExecOptions {
     pub preserve_fds: u32,
     /// Cgroups below the container's, as `exec --cgroup` takes them.
     pub cgroup: Vec<String>,
+    /// Give it a cgroup of its own, where that is possible.
+    pub own_cgroup: bool,
     /// Exec also into a paused container; the process runs once it is resumed.
     pub ignore_paused: bool,
+    /// In a worker of the shim: where the process, what helped to make it, and the master of its terminal are reported.
+    /// Nobody waits for it here, as with `detach`.
+    pub reporter: Option<&'a Reporter>,
 }
 
-/// Runs a process in a container. Returns its status, or 0 with `detach`.
+/// What became of an `exec`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Executed {
+    /// The status of the process; 0 where nobody waited for it.
+    pub status: i32,
+    /// The name of its own cgroup, where it has one ([`crate::cgroup::Cgroup::exec_cgroup`]).
+    pub cgroup: Option<String>,
+}
+
+/// Runs a process in a container.
 ///
 /// # Errors
 ///
 /// The container is in no status for it, or the process can't be run.
-pub fn exec(root: &StateRoot, id: &ContainerId, mut options: ExecOptions) -> Result<i32> {
+pub fn exec(root: &StateRoot, id: &ContainerId, mut options: ExecOptions<'_>) -> Result<Executed> {
     let directory = root.open(id)?;
     let record = directory.complete_record()?;
     let operation = if options.ignore_paused {
@@ -71,25 +88,34 @@ pub fn exec(root: &StateRoot, id: &ContainerId, mut options: ExecOptions) -> Res
     check_terminal(
         process.terminal().unwrap_or(false),
         options.console_socket.is_some(),
-        options.detach,
+        options.detach && options.reporter.is_none(),
     )?;
-    let signals = (!options.detach).then(Signals::block).transpose()?;
+    let detach = options.detach || options.reporter.is_some();
+    let signals = (!detach).then(Signals::block).transpose()?;
     let container = Container {
         directory: &directory,
         record: &record,
         spec: &spec,
     };
-    let spawned = container.spawn(&process, &options)?;
-    let master = match container.serve(&spawned, &options) {
-        Ok(master) => master,
+    let mut cgroup = container.own_cgroup(&options)?;
+    let (spawned, master) = match container.start(&process, &options, &mut cgroup) {
+        Ok(started) => started,
         Err(error) => {
-            let _ = process::pidfd_send_signal(&spawned.child.pidfd, libc::SIGKILL);
-            let _ = process::wait(&spawned.child.pidfd);
+            if let Some(cgroup) = cgroup {
+                cgroup.discard();
+            }
             return Err(error);
         }
     };
-    let Some(signals) = signals else { return Ok(0) };
-    Ok(foreground::wait(&spawned.child, &signals, master, NOTHING)?.status())
+    let cgroup = cgroup.map(|cgroup| cgroup.name().to_owned());
+    let Some(signals) = signals else {
+        return Ok(Executed { status: 0, cgroup });
+    };
+    let exit = foreground::wait(&spawned.child, &signals, master, NOTHING)?;
+    Ok(Executed {
+        status: exit.status(),
+        cgroup,
+    })
 }
 
 /// An exec reports to no service manager.
@@ -104,7 +130,41 @@ struct Container<'a> {
 }
 
 impl Container<'_> {
-    fn spawn(&self, process: &Process, options: &ExecOptions) -> Result<Spawned> {
+    /// A cgroup of its own for the process, where it is asked for and the container leaves its cgroup to us.
+    fn own_cgroup(&self, options: &ExecOptions<'_>) -> Result<Option<ExecCgroup>> {
+        if !options.own_cgroup || !options.cgroup.is_empty() || writes_cgroup(self.spec) {
+            return Ok(None);
+        }
+        self.record.cgroup.make_exec_cgroup()
+    }
+
+    /// Makes the process and serves it until it executes its program; returns the master of its terminal, where that is ours
+    /// to relay. The cgroup is taken away where it can't be used.
+    fn start(
+        &self,
+        process: &Process,
+        options: &ExecOptions<'_>,
+        cgroup: &mut Option<ExecCgroup>,
+    ) -> Result<(Spawned, Option<OwnedFd>)> {
+        let spawned = self.spawn(process, options, cgroup)?;
+        match self.serve(&spawned, options) {
+            Ok(master) => Ok((spawned, master)),
+            Err(error) => {
+                let _ = process::pidfd_send_signal(&spawned.child.pidfd, libc::SIGKILL);
+                if options.reporter.is_none() {
+                    let _ = process::wait(&spawned.child.pidfd);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn spawn(
+        &self,
+        process: &Process,
+        options: &ExecOptions<'_>,
+        own_cgroup: &mut Option<ExecCgroup>,
+    ) -> Result<Spawned> {
         let Self { record, spec, .. } = self;
         let default = Linux::default();
         let linux = spec.linux().as_ref().unwrap_or(&default);
@@ -120,6 +180,7 @@ impl Container<'_> {
         let keyring = (!record.no_new_keyring)
             .then(|| CString::new(format!("_ses.{}", self.directory.id())).context("the name of the keyring"))
             .transpose()?;
+        let for_socket = options.console_socket.is_some() || options.reporter.is_some();
         let join = Join {
             namespaces: &namespaces,
             in_user_namespace: flags & CLONE_NEWUSER != 0,
@@ -128,14 +189,9 @@ impl Container<'_> {
                 program: Program::new(process)?,
                 filter: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
                 keyring,
-                terminal: terminal_of(Some(process), options.console_socket.is_some()),
+                terminal: terminal_of(Some(process), for_socket),
                 preserve_fds: options.preserve_fds,
             },
-        };
-        let cgroup = if options.cgroup.is_empty() {
-            record.cgroup.join_target()?
-        } else {
-            record.cgroup.join_target_below(&options.cgroup)?
         };
         let in_user_namespace = flags & CLONE_NEWUSER != 0;
         let before_entering = || {
@@ -158,10 +214,26 @@ impl Container<'_> {
                 before_entering: &before_entering,
                 not_shared: &[],
                 keep_only: Some(options.preserve_fds),
+                reporter: options.reporter,
             };
             spawn(&birth, |channel| {
                 join.take().context("the process was made before")?.run(channel)
             })
+        };
+        if let Some(cgroup) = own_cgroup {
+            match spawn_into(&cgroup.join_target()?) {
+                Err(error) if is_busy(&error) => {}
+                spawned => return spawned,
+            }
+        }
+        // The container has begun to use its cgroup meanwhile.
+        if let Some(unused) = own_cgroup.take() {
+            unused.discard();
+        }
+        let cgroup = if options.cgroup.is_empty() {
+            record.cgroup.join_target()?
+        } else {
+            record.cgroup.join_target_below(&options.cgroup)?
         };
         match spawn_into(&cgroup) {
             // It has passed its controllers on to cgroups below, and takes no processes any more.
@@ -189,7 +261,7 @@ impl Container<'_> {
 
     /// Does what the child asks for, until it executes its program. Returns the master of its terminal, where that is
     /// ours to relay.
-    fn serve(&self, spawned: &Spawned, options: &ExecOptions) -> Result<Option<OwnedFd>> {
+    fn serve(&self, spawned: &Spawned, options: &ExecOptions<'_>) -> Result<Option<OwnedFd>> {
         let Spawned { child, channel } = spawned;
         if let Some(path) = &options.pidfd_socket {
             send_pidfd(path, child)?;
@@ -199,9 +271,10 @@ impl Container<'_> {
             match channel.receive()? {
                 Some(Message::Warning(text)) => log::warn(text),
                 Some(Message::Failed(text)) => return Err(anyhow!(text)),
-                Some(Message::Terminal(master)) => match &options.console_socket {
-                    Some(path) => send_master(path, &master)?,
-                    None => relayed = Some(master),
+                Some(Message::Terminal(master)) => match (&options.console_socket, options.reporter) {
+                    (Some(path), _) => send_master(path, &master)?,
+                    (None, Some(reporter)) => reporter.terminal(&master)?,
+                    (None, None) => relayed = Some(master),
                 },
                 Some(Message::SeccompListener(listener)) => {
                     let state = self.record.hook_state(self.directory.id());

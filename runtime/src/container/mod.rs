@@ -24,15 +24,15 @@ pub mod start;
 pub mod state;
 pub mod update;
 
-pub use create::{CreateOptions, create};
+pub use create::{CreateOptions, Created, create};
 pub use delete::delete;
-pub use exec::{ExecOptions, exec};
+pub use exec::{ExecOptions, Executed, exec};
 pub use exec_process::{ExecOverrides, ExecProcess};
 pub use id::ContainerId;
 pub use kill::kill;
 pub use pause::{pause, resume};
 pub use query::{StateReport, cgroup, list, processes, state};
 pub use run::{RunOptions, run};
-pub use start::start;
+pub use start::{Starting, run_poststart, start};
 pub use state::{NotFound, StateRoot};
 pub use update::update;

@@ -30,7 +30,7 @@ pub struct RunOptions {
 /// # Errors
 ///
 /// As [`super::create`]; nothing is left behind.
-pub fn run(root: &StateRoot, options: &mut CreateOptions, run: RunOptions) -> Result<i32> {
+pub fn run(root: &StateRoot, options: &mut CreateOptions<'_>, run: RunOptions) -> Result<i32> {
     let terminal = options
         .bundle
         .spec

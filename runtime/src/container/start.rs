@@ -1,5 +1,7 @@
 //! `start`: opens the gate.
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use anyhow::{Context, Result, anyhow};
 
 use crate::bundle;
@@ -8,7 +10,7 @@ use crate::container::delete::remove_killed;
 use crate::container::id::ContainerId;
 use crate::container::notify::Notify;
 use crate::container::state::{Locked, NotFound, Operation, Record, StateRoot};
-use crate::process::gate;
+use crate::process::gate::{self, Opening};
 use crate::{hooks, log};
 
 /// Lets the init of a created container run its program; returns once it does, and once it has reported READY=1 where a
@@ -19,8 +21,7 @@ use crate::{hooks, log};
 /// The container is not created, or its program can't be run: then it ends, in runc's words.
 pub fn start(root: &StateRoot, id: &ContainerId) -> Result<()> {
     let directory = root.lock(id)?;
-    let record = directory.complete_record()?;
-    directory.status(&record)?.allows(Operation::Start, id)?;
+    let record = startable(&directory)?;
     let notify = Notify::bind(&directory)?;
     let init = record
         .pidfd()?
@@ -37,6 +38,75 @@ pub fn start(root: &StateRoot, id: &ContainerId) -> Result<()> {
         Some(notify) => notify.wait(&init, record.pid),
         None => Ok(()),
     }
+}
+
+/// The record of a container that can be started.
+fn startable(directory: &Locked) -> Result<Record> {
+    let record = directory.complete_record()?;
+    directory
+        .status(&record)?
+        .allows(Operation::Start, directory.id())?;
+    Ok(record)
+}
+
+/// A start for the shim, which waits for nothing: begin, [`Starting::look`] whenever it is readable, and where there are
+/// hooks, [`run_poststart`] in a worker. Holds the container's lock until it is dropped.
+#[derive(Debug)]
+pub struct Starting {
+    opening: Opening,
+    has_hooks: bool,
+    _directory: Locked,
+}
+
+impl AsFd for Starting {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.opening.as_fd()
+    }
+}
+
+impl Starting {
+    /// Lets init run its program. `None`: another verb changes the container just now; try again later.
+    ///
+    /// # Errors
+    ///
+    /// The container is not created.
+    pub fn begin(root: &StateRoot, id: &ContainerId) -> Result<Option<Self>> {
+        let Some(directory) = root.try_lock(id)? else {
+            return Ok(None);
+        };
+        let record = startable(&directory)?;
+        Ok(Some(Self {
+            opening: Opening::begin(&directory)?,
+            has_hooks: record.has_hooks,
+            _directory: directory,
+        }))
+    }
+
+    /// Whether the program runs by now.
+    ///
+    /// # Errors
+    ///
+    /// It never will, in init's words; init ends.
+    pub fn look(&mut self) -> Result<bool> {
+        self.opening.look()
+    }
+
+    /// Whether there may be poststart hooks.
+    #[must_use]
+    pub fn has_hooks(&self) -> bool {
+        self.has_hooks
+    }
+}
+
+/// Runs the poststart hooks of a container that was started by [`Starting`].
+///
+/// # Errors
+///
+/// A hook failed; then the container was ended and deleted.
+pub fn run_poststart(root: &StateRoot, id: &ContainerId) -> Result<()> {
+    let directory = root.lock(id)?;
+    let record = directory.complete_record()?;
+    run_poststart_hooks(root, directory, &record)
 }
 
 /// A failing poststart hook ends the container, as with runc. Gives up the lock before they run: they may use every verb.

@@ -21,10 +21,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
+use crate::sys::fd::{TEXT_MAX, text_message};
 use crate::sys::{self, Named, fd};
-
-/// The longest text a message carries, in bytes; longer ones are cut.
-const TEXT_MAX: usize = 8192;
 
 /// What the child says.
 #[derive(Debug)]
@@ -111,14 +109,7 @@ impl Channel {
     }
 
     fn send_text(&self, kind: u8, text: &str) -> sys::Result<()> {
-        let mut end = text.len().min(TEXT_MAX);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        let mut bytes = Vec::with_capacity(end + 1);
-        bytes.push(kind);
-        bytes.extend_from_slice(&text.as_bytes()[..end]);
-        self.send_bytes(&bytes)
+        self.send_bytes(&text_message(kind, text))
     }
 
     /// The parent's half. `None`: the child executes its program, or has died.

@@ -15,7 +15,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
@@ -128,34 +128,78 @@ fn open_gate(directory: impl AsFd) -> nix::Result<OwnedFd> {
     openat(directory.as_fd(), GATE, flags, Mode::empty())
 }
 
+/// A gate that was opened: init is on its way to the program, and says when it is there.
+#[derive(Debug)]
+pub struct Opening {
+    result: File,
+    said: Vec<u8>,
+}
+
+impl AsFd for Opening {
+    /// Readable when there is something to [`Opening::look`] at.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.result.as_fd()
+    }
+}
+
+impl Opening {
+    /// Lets init go on. Waits for nothing.
+    ///
+    /// # Errors
+    ///
+    /// Nobody waits at the gate.
+    pub fn begin(directory: impl AsFd) -> Result<Self> {
+        let gate = open_gate(directory.as_fd())
+            .map_err(|errno| anyhow!("nobody waits at the gate: {}", errno.desc()))?;
+        // Opened before init goes on, so that its end can't be missed.
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let result =
+            openat(directory.as_fd(), RESULT, flags, Mode::empty()).call(|| format!("openat({RESULT:?})"))?;
+        match File::from(gate).write_all(b"G") {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                bail!("the container's init has ended")
+            }
+            written => written.context("open the gate")?,
+        }
+        Ok(Self {
+            result: result.into(),
+            said: Vec::new(),
+        })
+    }
+
+    /// Whether init runs the program by now.
+    ///
+    /// # Errors
+    ///
+    /// It never will: why, in init's words.
+    pub fn look(&mut self) -> Result<bool> {
+        match self.result.read_to_end(&mut self.said) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            read => read.context("wait for the container's program")?,
+        };
+        let text = String::from_utf8_lossy(&self.said);
+        match text.strip_prefix(EXECUTING) {
+            Some("") => Ok(true),
+            Some(failure) => Err(anyhow!(failure.to_owned())),
+            None if text.is_empty() => {
+                bail!("the container's init was ended before it could run the program")
+            }
+            None => Err(anyhow!(text.into_owned())),
+        }
+    }
+}
+
 /// Lets init go on, and waits until it runs the program.
 ///
 /// # Errors
 ///
-/// Nobody waits at the gate, or why init could not run the program, in its words.
+/// As [`Opening::begin`] and [`Opening::look`].
 pub fn open(directory: impl AsFd) -> Result<()> {
-    let gate = open_gate(directory.as_fd())
-        .map_err(|errno| anyhow!("nobody waits at the gate: {}", errno.desc()))?;
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let result =
-        openat(directory.as_fd(), RESULT, flags, Mode::empty()).call(|| format!("openat({RESULT:?})"))?;
+    let mut opening = Opening::begin(directory)?;
     // Non-blocking only for the open: reads shall wait for init.
-    nix::fcntl::fcntl(&result, nix::fcntl::FcntlArg::F_SETFL(OFlag::empty()))
+    nix::fcntl::fcntl(&opening.result, nix::fcntl::FcntlArg::F_SETFL(OFlag::empty()))
         .call(|| "fcntl(F_SETFL)".into())?;
-    match File::from(gate).write_all(b"G") {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => bail!("the container's init has ended"),
-        written => written.context("open the gate")?,
-    }
-    let mut text = String::new();
-    File::from(result)
-        .read_to_string(&mut text)
-        .context("wait for the container's program")?;
-    match text.strip_prefix(EXECUTING) {
-        Some("") => Ok(()),
-        Some(failure) => Err(anyhow!(failure.to_owned())),
-        None if text.is_empty() => bail!("the container's init was ended before it could run the program"),
-        None => Err(anyhow!(text)),
-    }
+    opening.look().map(drop)
 }
 
 #[cfg(test)]
@@ -197,6 +241,21 @@ mod tests {
         assert_eq!(error.to_string(), "exec /x: no such file or directory");
         init.join().unwrap();
         assert!(open(&fd).unwrap_err().to_string().contains("nobody waits"));
+        std::fs::remove_dir_all(path).unwrap();
+    }
+
+    #[test]
+    fn a_start_that_does_not_wait_sees_the_end() {
+        let (path, fd) = directory();
+        let mut gate = Gate::create(&fd).unwrap();
+        Gate::publish(&fd).unwrap();
+        let mut opening = Opening::begin(&fd).unwrap();
+        assert!(!opening.look().unwrap());
+        gate.wait().unwrap();
+        gate.executing().unwrap();
+        assert!(!opening.look().unwrap(), "it has not executed anything");
+        drop(gate);
+        assert!(opening.look().unwrap());
         std::fs::remove_dir_all(path).unwrap();
     }
 }

@@ -12,6 +12,7 @@
 //! | [`program`] | arguments, environment, working directory, the lookup in PATH |
 //! | [`terminal`] | the pseudo-terminal, and sockets that take descriptors |
 //! | [`foreground`] | waiting for it: signals, the relay of its terminal |
+//! | [`worker`] | a copy of the shim that does all this for it |
 //! | [`gate`] | where a created container waits for `start` |
 
 pub mod channel;
@@ -25,3 +26,4 @@ pub mod payload;
 pub mod program;
 pub mod spawn;
 pub mod terminal;
+pub mod worker;

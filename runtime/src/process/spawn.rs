@@ -10,6 +10,9 @@
 //! the host's root or a descriptor of the host shows them, for an instant, to whoever has CAP_SYS_PTRACE there: so
 //! whoever clones it has already entered all the rest, and has nothing to show. The helper itself is in no PID
 //! namespace of the container; it is in its cgroup, since only from there the child is in it without a descriptor.
+//!
+//! In a worker of the shim ([`crate::process::worker`]) every clone is with `CLONE_PARENT`: child and helper are the
+//! shim's children. They are reported, and nothing here waits for them.
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -17,8 +20,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use anyhow::{Context, Result, anyhow, bail};
 use nix::unistd::Pid;
 
+use crate::log;
 use crate::namespace::Namespaces;
 use crate::process::channel::{Channel, Message};
+use crate::process::worker::Reporter;
 use crate::sys::clone::{CLONE_PARENT, Child, Cloned, clone3};
 use crate::sys::{Named, fd, process};
 
@@ -38,6 +43,8 @@ pub struct Birth<'a> {
     /// Whether a helper closes all descriptors but stdio and so many behind it. Not for an init: it needs the host's to
     /// mount its root.
     pub keep_only: Option<u32>,
+    /// In a worker of the shim, where the child is reported.
+    pub reporter: Option<&'a Reporter>,
 }
 
 /// A child that is being set up.
@@ -64,11 +71,11 @@ pub fn spawn(birth: &Birth<'_>, body: impl FnOnce(&Channel) -> Result<Infallible
     }
     let way_back = birth.namespaces.way_back()?;
     birth.namespaces.enter_for_children()?;
-    let cloned = clone3(birth.namespaces.clone_flags(), birth.cgroup);
+    let cloned = clone3(birth.namespaces.clone_flags() | birth.parent_flag(), birth.cgroup);
     match cloned {
         Ok(Cloned::Child) => {
             drop((ours, way_back));
-            close(birth.not_shared);
+            birth.leave_parent();
             live(&theirs, || {
                 join_cgroup(birth.cgroup_procs)?;
                 birth.namespaces.enter()?;
@@ -76,6 +83,9 @@ pub fn spawn(birth: &Birth<'_>, body: impl FnOnce(&Channel) -> Result<Infallible
             })
         }
         cloned => {
+            if let (Ok(Cloned::Parent(child)), Some(reporter)) = (&cloned, birth.reporter) {
+                reporter.born(child).context("report the container's process")?;
+            }
             for (namespace, flag) in way_back {
                 process::setns(namespace, flag).context("return to the runtime's own namespace")?;
             }
@@ -88,6 +98,20 @@ pub fn spawn(birth: &Birth<'_>, body: impl FnOnce(&Channel) -> Result<Infallible
 }
 
 impl Birth<'_> {
+    fn parent_flag(&self) -> libc::c_int {
+        self.reporter.map_or(0, |_| CLONE_PARENT)
+    }
+
+    /// In the new process: closes what it must not share with the one that cloned it.
+    fn leave_parent(&self) {
+        close(self.not_shared);
+        if let Some(reporter) = self.reporter {
+            // The shim takes the end of this channel for the end of the worker.
+            log::disable();
+            close(&[reporter.as_fd().as_raw_fd()]);
+        }
+    }
+
     /// What the helper needs after it has closed all that is the host's.
     fn kept_by_helper(&self, tell: &Channel, theirs: &Channel) -> Vec<RawFd> {
         let mut kept = vec![tell.as_fd().as_raw_fd(), theirs.as_fd().as_raw_fd()];
@@ -107,11 +131,11 @@ fn spawn_by_helper(
     body: impl FnOnce(&Channel) -> Result<Infallible>,
 ) -> Result<Child> {
     let (hear, tell) = Channel::pair()?;
-    match clone3(0, birth.cgroup).context("make the helper that enters the namespaces")? {
+    match clone3(birth.parent_flag(), birth.cgroup).context("make the helper that enters the namespaces")? {
         Cloned::Child => live(&tell, || {
             // With a copy of the parent's end the child would never hear that the parent has gone.
             close(&[ours.as_fd().as_raw_fd(), hear.as_fd().as_raw_fd()]);
-            close(birth.not_shared);
+            birth.leave_parent();
             join_cgroup(birth.cgroup_procs)?;
             (birth.before_entering)()?;
             birth.namespaces.enter_for_children()?;
@@ -134,9 +158,15 @@ fn spawn_by_helper(
         }),
         Cloned::Parent(helper) => {
             drop(tell);
-            let child = hear_of_child(&hear);
-            process::wait(&helper.pidfd)?;
-            child
+            let Some(reporter) = birth.reporter else {
+                let child = hear_of_child(&hear);
+                process::wait(&helper.pidfd)?;
+                return child;
+            };
+            reporter.helper(&helper.pidfd).context("report the helper")?;
+            let child = hear_of_child(&hear)?;
+            reporter.born(&child).context("report the container's process")?;
+            Ok(child)
         }
     }
 }

@@ -18,6 +18,19 @@ pub const STDIN: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw(0) };
 // SAFETY: as STDIN.
 pub const STDOUT: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw(1) };
 
+/// The longest text a message carries, in bytes; longer ones are cut.
+pub const TEXT_MAX: usize = 8192;
+
+/// A message of its kind and a text.
+#[must_use]
+pub fn text_message(kind: u8, text: &str) -> Vec<u8> {
+    let end = text.floor_char_boundary(TEXT_MAX);
+    let mut bytes = Vec::with_capacity(end + 1);
+    bytes.push(kind);
+    bytes.extend_from_slice(&text.as_bytes()[..end]);
+    bytes
+}
+
 /// Closes every descriptor from `first` on but those of `kept`, for a process that will end without running any
 /// destructor: descriptors are closed under the feet of their owners (close_range(2), Linux 5.9).
 pub fn close_all_but(first: RawFd, kept: &[RawFd]) -> Result<()> {
@@ -61,6 +74,22 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(
 
 /// Receives bytes and at most one descriptor, close-on-exec. No bytes: the peer has closed.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<(usize, Option<OwnedFd>)> {
+    receive_with(socket, buffer, MsgFlags::empty())
+}
+
+/// The length of the next message of a socket that keeps messages apart, without waiting for it (`EAGAIN`). 0: the peer
+/// has closed.
+pub fn next_length(socket: impl AsFd) -> Result<usize> {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
+    nix::sys::socket::recv(socket.as_fd().as_raw_fd(), &mut [], flags).call(|| "recv(MSG_PEEK)".into())
+}
+
+/// As [`receive`], with flags of recvmsg(2).
+pub fn receive_with(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    flags: MsgFlags,
+) -> Result<(usize, Option<OwnedFd>)> {
     let mut space = nix::cmsg_space!([RawFd; 1]);
     let mut slices = [IoSliceMut::new(buffer)];
     let message = loop {
@@ -68,7 +97,7 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<(usize, Option<Ow
             socket.as_fd().as_raw_fd(),
             &mut slices,
             Some(&mut space),
-            MsgFlags::MSG_CMSG_CLOEXEC,
+            MsgFlags::MSG_CMSG_CLOEXEC | flags,
         ) {
             Err(nix::Error::EINTR) => {}
             other => break other.call(|| "recvmsg".into())?,
@@ -84,4 +113,19 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<(usize, Option<Ow
         }
     }
     Ok((message.bytes, received))
+}
+
+/// Writes to a descriptor by its number, whatever that is by now.
+pub fn write_raw(fd: RawFd, bytes: &[u8]) -> Result<()> {
+    // SAFETY: the bytes are valid for their length; any number may be tried.
+    let returned = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
+    checked(returned as libc::c_long, || format!("write({fd})")).map(drop)
+}
+
+/// Makes `number` another name of the open file behind `fd`, not close-on-exec, whatever it was before: for a process
+/// that sets up its own stdio (dup2(2)).
+pub fn duplicate_onto(fd: RawFd, number: RawFd) -> Result<()> {
+    // SAFETY: takes no pointers; the caller answers for the owner of the number, as of stdio nobody is.
+    let returned = unsafe { libc::dup2(fd, number) };
+    checked(returned.into(), || format!("dup2({fd}, {number})")).map(drop)
 }

@@ -42,6 +42,14 @@ impl Error {
         }
     }
 
+    /// With what was tried in front.
+    pub(crate) fn context(self, what: &'static str) -> Self {
+        Self {
+            kind: self.kind,
+            source: self.source.context(what),
+        }
+    }
+
     /// With a text of its own.
     pub(crate) fn text(kind: Kind, text: impl fmt::Display) -> Self {
         Self::new(kind, anyhow::anyhow!("{text}"))
@@ -51,6 +59,12 @@ impl Error {
 impl From<anyhow::Error> for Error {
     fn from(source: anyhow::Error) -> Self {
         Self::new(Kind::Unknown, source)
+    }
+}
+
+impl From<Error> for anyhow::Error {
+    fn from(error: Error) -> Self {
+        error.source
     }
 }
 

@@ -22,6 +22,7 @@ mod create;
 mod devices;
 mod dir;
 mod exec;
+mod existing;
 mod freezer;
 mod join;
 mod layout;
@@ -47,7 +48,9 @@ pub use exec::ExecCgroup;
 pub use join::JoinTarget;
 pub use layout::{Hierarchy, Layout};
 pub use oom::{OomEvent, OomWatch};
-pub use stats::Stats;
+pub use stats::{
+    Blkio, BlkioEntry, Cpu, CpuUsage, HugeTlb, Memory, MemoryEntry, Pids, Pressure, Psi, Stats, Throttling,
+};
 
 use crate::sys;
 

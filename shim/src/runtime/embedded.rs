@@ -1,0 +1,321 @@
+//! The runtime inside of the shim: `rtc_runtime`, called in workers for all that may wait.
+//!
+//! ```text
+//! create   worker: mount the root, container::create ----> init is a child of the shim, and waits at its gate
+//! start    here: open the gate, wait for the program (a FIFO); a worker for poststart hooks only
+//! exec     worker: container::exec ----------------------> the process is a child of the shim
+//! delete   worker: container::delete, unmount the root
+//! pause, resume, update, kill of all: workers
+//! ```
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use oci_spec::runtime::{LinuxResources, Process};
+use rtc_runtime::bundle::{self, Bundle};
+use rtc_runtime::container::start::Starting;
+use rtc_runtime::container::{
+    self, ContainerId, CreateOptions, ExecOptions, ExecProcess, NotFound, StateRoot,
+};
+use rtc_runtime::process::worker::Reporter;
+use tokio::io::Interest;
+
+use super::{Create, Created, Exec, Started};
+use crate::error::{Error, Kind, Result};
+use crate::io::ChildEnds;
+use crate::options::Options;
+use crate::pollable::wait_for;
+use crate::rootfs;
+use crate::worker::{self, Failure};
+
+/// Where the state of containers is unless the options say otherwise.
+const ROOT: &str = "/run/containerd/rtc";
+/// How often a start asks again for the lock of a container that another process changes.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+/// How long it asks.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a delete may take before its caller hears that it is not done: longer than the library waits for processes,
+/// and than most hooks.
+const DELETE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// `rtc_runtime`, with what the options of a container say.
+#[derive(Debug)]
+pub(crate) struct Embedded {
+    root: PathBuf,
+    systemd_cgroup: bool,
+    no_pivot: bool,
+    no_new_keyring: bool,
+}
+
+impl Embedded {
+    /// For the containers of a namespace of containerd.
+    pub(crate) fn new(options: &Options, namespace: &str) -> Self {
+        let root = options.root.as_deref().unwrap_or(Path::new(ROOT));
+        Self {
+            root: root.join(namespace),
+            systemd_cgroup: options.systemd_cgroup,
+            no_pivot: options.no_pivot_root,
+            no_new_keyring: options.no_new_keyring,
+        }
+    }
+
+    fn state(&self) -> StateRoot {
+        StateRoot::new(self.root.clone())
+    }
+
+    pub(super) async fn create(&self, create: Create) -> Result<Created> {
+        let working = worker::start(Some(borrowed(&create.stdio)), &[], |reporter| {
+            self.create_in_worker(&create, reporter)
+        })?;
+        let Create {
+            id, bundle, stdio, ..
+        } = create;
+        // Init has them: without ours it sees their other ends close.
+        drop(stdio);
+        let outcome = worker::outcome(working).await;
+        if let Err(Failure::Died(_)) = &outcome
+            && let Err(error) = self.force_delete(&id, &bundle).await
+        {
+            crate::log::warn(format_args!("clean up: {error}"));
+        }
+        let outcome = outcome
+            .map_err(anyhow::Error::from)
+            .context("OCI runtime create failed")?;
+        let (cgroup, owns_pids) = serde_json::from_slice(&outcome.result).context("the worker's result")?;
+        Ok(Created {
+            init: outcome.born.context("the worker reported no init")?,
+            master: outcome.terminal,
+            cgroup,
+            owns_pids,
+        })
+    }
+
+    fn create_in_worker(&self, create: &Create, reporter: &Reporter) -> anyhow::Result<Vec<u8>> {
+        rootfs::mount_all(&create.bundle, &create.rootfs)?;
+        let created = self.create_on_rootfs(create, reporter);
+        if created.is_err()
+            && let Err(error) = rootfs::unmount(&create.bundle)
+        {
+            rtc_runtime::log::warn(format_args!("clean up: {error:#}"));
+        }
+        created
+    }
+
+    fn create_on_rootfs(&self, create: &Create, reporter: &Reporter) -> anyhow::Result<Vec<u8>> {
+        let bundle = Bundle::load(&create.bundle)?;
+        check_terminal(bundle.spec.process().as_ref(), create.terminal)?;
+        let owns_pids = super::owns_pids(&bundle.spec);
+        let mut options = CreateOptions {
+            id: create.id.clone(),
+            bundle,
+            console_socket: None,
+            pidfd_socket: None,
+            pid_file: None,
+            no_pivot: self.no_pivot,
+            no_new_keyring: self.no_new_keyring,
+            preserve_fds: 0,
+            listen_fds: 0,
+            systemd_cgroup: self.systemd_cgroup,
+            reporter: Some(reporter),
+        };
+        let created = container::create(&self.state(), &mut options)?;
+        Ok(serde_json::to_vec(&(created.cgroup, owns_pids))?)
+    }
+
+    pub(super) async fn start(&self, id: &ContainerId) -> Result<()> {
+        self.open_gate(id)
+            .await
+            .context("OCI runtime start failed")
+            .map_err(Error::from)
+    }
+
+    async fn open_gate(&self, id: &ContainerId) -> anyhow::Result<()> {
+        let root = self.state();
+        let deadline = tokio::time::Instant::now() + LOCK_PATIENCE;
+        let starting = loop {
+            if let Some(starting) = Starting::begin(&root, id)? {
+                break starting;
+            }
+            if tokio::time::Instant::now() > deadline {
+                bail!("another process changes the container, and does not come to an end");
+            }
+            tokio::time::sleep(LOCK_PAUSE).await;
+        };
+        let mut result = wait_for(starting, Interest::READABLE)?;
+        loop {
+            let mut ready = result.readable_mut().await?;
+            if ready.get_inner_mut().0.look()? {
+                return Ok(());
+            }
+            ready.clear_ready();
+        }
+    }
+
+    pub(super) async fn started(&self, id: &ContainerId) -> Result<()> {
+        let has_hooks = self.state().open(id).and_then(|directory| directory.record());
+        if !matches!(has_hooks, Ok(Some(record)) if record.has_hooks) {
+            return Ok(());
+        }
+        self.run("OCI runtime start failed", |root| {
+            container::start::run_poststart(root, id)
+        })
+        .await
+    }
+
+    pub(super) async fn exec(&self, exec: Exec) -> Result<Started> {
+        let working = worker::start(Some(borrowed(&exec.stdio)), &[], |reporter| {
+            self.exec_in_worker(&exec, reporter)
+        })?;
+        drop(exec);
+        let outcome = worker::outcome(working)
+            .await
+            .map_err(anyhow::Error::from)
+            .context("OCI runtime exec failed")?;
+        Ok(Started {
+            process: outcome.born.context("the worker reported no process")?,
+            master: outcome.terminal,
+            cgroup: String::from_utf8(outcome.result)
+                .ok()
+                .filter(|name| !name.is_empty()),
+        })
+    }
+
+    fn exec_in_worker(&self, exec: &Exec, reporter: &Reporter) -> anyhow::Result<Vec<u8>> {
+        let mut process: Process = bundle::parse_json(&exec.process).context("process")?;
+        process.set_terminal(Some(exec.terminal));
+        for warning in bundle::check_process(&process).context("process")? {
+            rtc_runtime::log::warn(warning);
+        }
+        let options = ExecOptions {
+            process: ExecProcess::Whole(Box::new(process)),
+            console_socket: None,
+            pidfd_socket: None,
+            pid_file: None,
+            detach: true,
+            preserve_fds: 0,
+            cgroup: Vec::new(),
+            own_cgroup: true,
+            ignore_paused: false,
+            reporter: Some(reporter),
+        };
+        let executed = container::exec(&self.state(), &exec.container, options)?;
+        Ok(executed.cgroup.unwrap_or_default().into_bytes())
+    }
+
+    pub(super) async fn delete(&self, id: &ContainerId, bundle: &Path) -> Result<()> {
+        let deleting = worker::start(None, &[], |_| {
+            match container::delete(&self.state(), id, false) {
+                Err(error) if !error.is::<NotFound>() => return Err(error),
+                _ => {}
+            }
+            rootfs::unmount(bundle)?;
+            Ok(Vec::new())
+        })?;
+        let deleted = worker::patiently(deleting, DELETE_PATIENCE).await;
+        deleted
+            .map_err(|error| error.context("failed to delete task"))
+            .map(drop)
+    }
+
+    /// Removes what a create left that was killed.
+    async fn force_delete(&self, id: &ContainerId, bundle: &Path) -> Result<()> {
+        let deleting = worker::start(None, &[], |_| {
+            let root = self.state();
+            let deleted = match root.open(id).and_then(|directory| directory.record()) {
+                // That of somebody else: the create was killed before it could find that out.
+                Ok(Some(record)) if record.bundle != bundle => Ok(()),
+                _ => container::delete(&root, id, true),
+            };
+            rootfs::unmount(bundle)?;
+            deleted.map(|()| Vec::new())
+        })?;
+        worker::patiently(deleting, DELETE_PATIENCE).await.map(drop)
+    }
+
+    pub(super) async fn kill_all(&self, id: &ContainerId, signal: i32) -> Result<()> {
+        self.run("kill all processes", |root| {
+            match container::kill(root, id, signal, true) {
+                // They have ended, which is what was wanted.
+                Err(error) if error.is::<NotFound>() || error.to_string() == "container not running" => {
+                    Ok(())
+                }
+                killed => killed,
+            }
+        })
+        .await
+    }
+
+    pub(super) async fn pause(&self, id: &ContainerId) -> Result<()> {
+        self.run("OCI runtime pause failed", |root| container::pause(root, id))
+            .await
+    }
+
+    pub(super) async fn resume(&self, id: &ContainerId) -> Result<()> {
+        self.run("OCI runtime resume failed", |root| container::resume(root, id))
+            .await
+    }
+
+    pub(super) async fn update(&self, id: &ContainerId, resources: LinuxResources) -> Result<()> {
+        bundle::check_resources(&resources)
+            .map_err(|error| Error::new(Kind::InvalidArgument, error.context("resources")))?;
+        self.run("OCI runtime update failed", |root| {
+            container::update(root, id, &resources)
+        })
+        .await
+    }
+
+    /// Runs a verb in a worker.
+    async fn run(
+        &self,
+        failed: &'static str,
+        verb: impl FnOnce(&StateRoot) -> anyhow::Result<()>,
+    ) -> Result<()> {
+        let working = worker::start(None, &[], |_| verb(&self.state()).map(|()| Vec::new()))?;
+        let outcome = worker::outcome(working).await.map_err(anyhow::Error::from);
+        outcome.context(failed).map(drop).map_err(Error::from)
+    }
+}
+
+fn borrowed(ends: &ChildEnds) -> [BorrowedFd<'_>; 3] {
+    [ends.stdin.as_fd(), ends.stdout.as_fd(), ends.stderr.as_fd()]
+}
+
+/// Whether the request and the configuration agree: whoever asked for a terminal holds its other end.
+fn check_terminal(process: Option<&Process>, requested: bool) -> anyhow::Result<()> {
+    let configured = process.and_then(Process::terminal).unwrap_or(false);
+    if configured == requested {
+        return Ok(());
+    }
+    Err(anyhow!(
+        "config.json: process.terminal: {configured}: the request says {requested}; they must agree"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_request_and_the_configuration_agree_on_a_terminal() {
+        let process: Process = serde_json::from_str(r#"{"cwd": "/", "terminal": true}"#).unwrap();
+        assert!(check_terminal(Some(&process), true).is_ok());
+        let error = check_terminal(Some(&process), false).unwrap_err();
+        assert!(error.to_string().contains("process.terminal: true"));
+        assert!(check_terminal(None, false).is_ok());
+    }
+
+    #[test]
+    fn the_state_of_a_namespace_is_below_the_root_of_the_options() {
+        let options = Options {
+            root: Some("/run/x".into()),
+            ..Options::default()
+        };
+        assert_eq!(Embedded::new(&options, "k8s.io").root, Path::new("/run/x/k8s.io"));
+        assert_eq!(
+            Embedded::new(&Options::default(), "moby").root,
+            Path::new("/run/containerd/rtc/moby")
+        );
+    }
+}

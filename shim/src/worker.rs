@@ -1,0 +1,182 @@
+//! Running a worker (`rtc_runtime::process::worker`) and hearing what it reports, without waiting for it with the thread.
+//!
+//! A worker makes the calls that may wait on a disk, a hook, D-Bus or a container. Whatever happens to it, nothing of it is
+//! left: it and its helpers are collected, and where it failed, so is the process that it made.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use nix::errno::Errno;
+use rtc_runtime::process::worker::{self, Report, Reporter, Worker};
+use rtc_runtime::sys::clone::Child;
+use rtc_runtime::sys::process;
+use tokio::io::Interest;
+use tokio::task::JoinHandle;
+
+use crate::error::{Error, Kind};
+use crate::log;
+use crate::pollable::wait_for;
+use crate::reaper;
+
+/// How many are at work, and whether one of them died without a word since there was none.
+static AT_WORK: AtomicUsize = AtomicUsize::new(0);
+static LOST: AtomicBool = AtomicBool::new(false);
+
+/// What a worker did.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// A process of a container: a child of this one, to be collected. It is on the list of known children.
+    pub(crate) born: Option<Child>,
+    /// The master of its terminal.
+    pub(crate) terminal: Option<OwnedFd>,
+    /// What the body returned.
+    pub(crate) result: Vec<u8>,
+}
+
+/// Why there is no outcome.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The body failed, and undid what it had done.
+    Failed(anyhow::Error),
+    /// There was no last word: nothing was undone.
+    Died(anyhow::Error),
+}
+
+impl From<Failure> for anyhow::Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Failed(error) | Failure::Died(error) => error,
+        }
+    }
+}
+
+/// A worker at work. It is heard and collected whoever waits for it.
+pub(crate) type Working = JoinHandle<Result<Outcome, Failure>>;
+
+/// Starts a worker that runs the body, with the given stdio and no descriptor but those of `keep`.
+///
+/// # Errors
+///
+/// As clone3(2).
+pub(crate) fn start(
+    stdio: Option<[BorrowedFd<'_>; 3]>,
+    keep: &[RawFd],
+    body: impl FnOnce(&Reporter) -> Result<Vec<u8>>,
+) -> Result<Working> {
+    let worker = worker::fork(stdio, keep, body)?;
+    reaper::adopt(worker.child.pid);
+    AT_WORK.fetch_add(1, Ordering::Relaxed);
+    Ok(tokio::spawn(follow(worker)))
+}
+
+/// Waits for what a worker does.
+///
+/// # Errors
+///
+/// In the body's words. A process that it had made is killed by then.
+pub(crate) async fn outcome(working: Working) -> Result<Outcome, Failure> {
+    match working.await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(Failure::Died(error.into())),
+    }
+}
+
+/// As [`outcome`], but not for longer than `patience`. The worker goes on.
+///
+/// # Errors
+///
+/// `DeadlineExceeded` where it takes longer.
+pub(crate) async fn patiently(working: Working, patience: Duration) -> Result<Outcome, Error> {
+    match tokio::time::timeout(patience, outcome(working)).await {
+        Ok(outcome) => outcome.map_err(|failure| anyhow::Error::from(failure).into()),
+        Err(_) => Err(Error::text(
+            Kind::DeadlineExceeded,
+            format_args!("not done after {} s; it goes on", patience.as_secs()),
+        )),
+    }
+}
+
+async fn follow(worker: Worker) -> Result<Outcome, Failure> {
+    let mut heard = Heard::default();
+    let listened = heard.listen(&worker).await;
+    if listened.is_err() {
+        let _ = process::pidfd_send_signal(&worker.child.pidfd, nix::libc::SIGKILL);
+    }
+    let exit = reaper::collect(worker.child.pid, &worker.child.pidfd).await;
+    if heard.last.is_none() {
+        LOST.store(true, Ordering::Relaxed);
+    }
+    if AT_WORK.fetch_sub(1, Ordering::Relaxed) == 1 && LOST.swap(false, Ordering::Relaxed) {
+        reaper::end_strays();
+    }
+    let failure = match (listened.and(exit), heard.last) {
+        (_, Some(Ok(result))) => {
+            return Ok(Outcome {
+                born: heard.born,
+                terminal: heard.terminal,
+                result,
+            });
+        }
+        (_, Some(Err(error))) => Failure::Failed(error),
+        (Ok(exit), None) => Failure::Died(anyhow!("the worker died: {exit}")),
+        (Err(error), None) => Failure::Died(error),
+    };
+    if let Some(born) = heard.born {
+        let _ = process::pidfd_send_signal(&born.pidfd, nix::libc::SIGKILL);
+        reaper::collect_behind(born);
+    }
+    Err(failure)
+}
+
+#[derive(Default)]
+struct Heard {
+    born: Option<Child>,
+    terminal: Option<OwnedFd>,
+    last: Option<Result<Vec<u8>>>,
+}
+
+impl Heard {
+    /// Hears everything, until the worker's end of the channel is closed.
+    async fn listen(&mut self, worker: &Worker) -> Result<()> {
+        let channel = wait_for(worker.as_fd(), Interest::READABLE).context("hear a worker")?;
+        loop {
+            let mut ready = channel.readable().await?;
+            loop {
+                match worker.receive() {
+                    Ok(Some(report)) => self.note(report),
+                    Ok(None) => return Ok(()),
+                    Err(error) if error.errno == Errno::EAGAIN => break,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            ready.clear_ready();
+        }
+    }
+
+    fn note(&mut self, report: Report) {
+        match report {
+            Report::Born(child) => {
+                reaper::adopt(child.pid);
+                self.born = Some(child);
+            }
+            Report::Terminal(master) => self.terminal = Some(master),
+            Report::Warning(text) => log::warn(text),
+            Report::Failed(text) => self.last = Some(Err(anyhow!(text))),
+            Report::Done(result) => self.last = Some(Ok(result)),
+            other => self.note_rare(other),
+        }
+    }
+
+    /// Helpers of exec, and what only a pod's own workers report.
+    fn note_rare(&mut self, report: Report) {
+        if let Report::Helper(pidfd) = report {
+            tokio::spawn(async move {
+                if reaper::ended(&pidfd).await.is_ok() {
+                    let _ = process::wait(&pidfd);
+                }
+            });
+        }
+    }
+}

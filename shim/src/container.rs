@@ -174,6 +174,7 @@ impl Container {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
             bundle: self.bundle.clone(),
+            pipes: false,
         }
     }
 

@@ -3,25 +3,29 @@
 //! The verbs that change it are serial ([`Container::turn`]); State, Wait, Kill, Pids and Stats never wait for one of them.
 //! A start of an exec is no change of the container, so that one that hangs holds up no other.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use containerd_shim_protos::api::CreateTaskRequest;
+use containerd_shim_protos::api::{CheckpointTaskRequest, CreateTaskRequest};
 use containerd_shim_protos::events::task::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskIO, TaskPaused, TaskResumed, TaskStart,
+    TaskCheckpointed, TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskIO, TaskPaused,
+    TaskResumed, TaskStart,
 };
+use containerd_shim_protos::protobuf::Message as _;
+use containerd_shim_protos::shim::oci::CheckpointOptions;
 use containerd_shim_protos::topics;
 use oci_spec::runtime::LinuxResources;
 use rtc_runtime::cgroup::Cgroup;
 use rtc_runtime::container::ContainerId;
+use serde::Deserialize;
 
 use crate::error::{Error, Kind, Result};
-use crate::io::{Io, Request};
+use crate::io::{Io, Request, needs_pipes};
 use crate::log;
 use crate::options::Options;
 use crate::process::{Ended, Phase, Process, Stdio, UNKNOWN_STATUS, Verb};
-use crate::runtime::{Create, Created, Embedded, Exec, Runtime, Started};
+use crate::runtime::{Create, Created, Exec, Runtime, Started};
 use crate::shim::Shim;
 use crate::{exits, oom};
 
@@ -87,7 +91,7 @@ impl Container {
         Ok(Arc::new(Self {
             id,
             bundle,
-            runtime: Runtime::Embedded(Embedded::new(&options, namespace)),
+            runtime: Runtime::new(&options, namespace)?,
             init: Arc::new(Process::new(String::new(), stdio, Phase::Creating)),
             io_owner: (options.io_uid, options.io_gid),
             execs: Mutex::default(),
@@ -104,17 +108,20 @@ impl Container {
     /// Nothing is left of it.
     pub(crate) async fn create(self: &Arc<Self>, shim: &Shim, request: CreateTaskRequest) -> Result<u32> {
         let _turn = self.turn.lock().await;
-        if !request.checkpoint.is_empty() {
+        let checkpoint = (!request.checkpoint.is_empty()).then(|| PathBuf::from(&request.checkpoint));
+        if checkpoint.is_some() && self.runtime.program().is_none() {
             return Err(Error::text(
                 Kind::Unimplemented,
                 "checkpoint: restoring is not supported by the runtime inside of the shim",
             ));
         }
-        let (io, stdio) = Io::open(&self.io_request(&shim.namespace, &self.init)).await?;
+        let (io, stdio) =
+            Io::open(&self.io_request(&shim.namespace, &self.init, confined_init(&self.bundle))).await?;
         let create = Create {
             id: self.id.clone(),
             bundle: self.bundle.clone(),
             rootfs: request.rootfs.clone(),
+            checkpoint,
             stdio,
             terminal: request.terminal,
         };
@@ -153,7 +160,7 @@ impl Container {
         Ok(pid)
     }
 
-    fn io_request(&self, namespace: &str, process: &Process) -> Request {
+    fn io_request(&self, namespace: &str, process: &Process, pipes: bool) -> Request {
         let Stdio {
             stdin,
             stdout,
@@ -174,7 +181,7 @@ impl Container {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
             bundle: self.bundle.clone(),
-            pipes: false,
+            pipes,
         }
     }
 
@@ -379,7 +386,7 @@ impl Container {
             exec.map(|exec| std::mem::take(&mut exec.spec))
                 .unwrap_or_default()
         };
-        let (io, stdio) = Io::open(&self.io_request(namespace, process)).await?;
+        let (io, stdio) = Io::open(&self.io_request(namespace, process, confined(&spec))).await?;
         let exec = Exec {
             container: self.id.clone(),
             id: process.exec_id.clone(),
@@ -452,6 +459,32 @@ impl Container {
         Ok(())
     }
 
+    /// Writes its processes to files. They go on unless the options say otherwise.
+    ///
+    /// # Errors
+    ///
+    /// It does not run, the runtime can't, or the options are no `containerd.runc.v1.CheckpointOptions`.
+    pub(crate) async fn checkpoint(&self, shim: &Shim, request: &CheckpointTaskRequest) -> Result<()> {
+        let options = match request.options.as_ref() {
+            None => CheckpointOptions::default(),
+            Some(options) => CheckpointOptions::parse_from_bytes(&options.value)
+                .map_err(|error| Error::new(Kind::InvalidArgument, error))?,
+        };
+        let _turn = self.turn.lock().await;
+        self.init.phase().allows(Verb::Checkpoint)?;
+        let image = Path::new(&request.path);
+        self.runtime.checkpoint(&self.id, image, &options).await?;
+        shim.events.send(
+            topics::TASK_CHECKPOINTED_EVENT_TOPIC,
+            &TaskCheckpointed {
+                container_id: self.id.to_string(),
+                checkpoint: request.path.clone(),
+                ..TaskCheckpointed::default()
+            },
+        );
+        Ok(())
+    }
+
     /// Changes its limits.
     ///
     /// # Errors
@@ -462,6 +495,32 @@ impl Container {
         self.init.phase().allows(Verb::Update)?;
         self.runtime.update(&self.id, resources).await
     }
+}
+
+/// What of a process decides how it gets its standard input and output.
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct Confinement {
+    selinux_label: Option<String>,
+    apparmor_profile: Option<String>,
+}
+
+/// Whether a process of exec, as JSON, needs pipes. What can't be read is for the runtime to tell.
+fn confined(process: &[u8]) -> bool {
+    let found: Confinement = serde_json::from_slice(process).unwrap_or_default();
+    needs_pipes(found.selinux_label.as_deref(), found.apparmor_profile.as_deref())
+}
+
+/// The same of a bundle's init. The bundle is in containerd's state directory, a tmpfs: reading does not wait.
+fn confined_init(bundle: &Path) -> bool {
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Config {
+        process: Confinement,
+    }
+    let config = std::fs::read(bundle.join("config.json")).unwrap_or_default();
+    let Config { process: found } = serde_json::from_slice(&config).unwrap_or_default();
+    needs_pipes(found.selinux_label.as_deref(), found.apparmor_profile.as_deref())
 }
 
 /// Relays the terminal, and keeps the io with the process.

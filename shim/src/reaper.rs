@@ -4,9 +4,11 @@
 //! then a child of this process and on no list is killed and collected (`rtc_runtime::process::worker::strays`).
 
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use rtc_runtime::process::worker;
 use rtc_runtime::sys::clone::Child;
@@ -16,6 +18,8 @@ use tokio::io::Interest;
 use crate::log;
 use crate::pollable::wait_for;
 
+/// Whether this process is the parent of all orphans below it: then a child that nobody knows may be a container's.
+static ORPHANS: AtomicBool = AtomicBool::new(false);
 static KNOWN: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
 fn known() -> MutexGuard<'static, Vec<Pid>> {
@@ -62,6 +66,9 @@ pub(crate) fn collect_behind(child: Child) {
 
 /// Kills and collects the children that nobody knows. To be called while no worker is at work: it may just have made one.
 pub(crate) fn end_strays() {
+    if ORPHANS.load(Ordering::Relaxed) {
+        return collect_orphans();
+    }
     let strays = match worker::strays(&known()) {
         Ok(strays) => strays,
         Err(error) => {
@@ -75,5 +82,21 @@ pub(crate) fn end_strays() {
         let _ = process::pidfd_send_signal(&stray.pidfd, nix::libc::SIGKILL);
         adopt(stray.pid);
         collect_behind(stray);
+    }
+}
+
+/// From now on children come that nobody here has made; they are only collected. False: it was so already.
+pub(crate) fn live_with_orphans() -> bool {
+    !ORPHANS.swap(true, Ordering::Relaxed)
+}
+
+/// Collects the children that nobody knows and that have ended.
+pub(crate) fn collect_orphans() {
+    for stray in worker::strays(&known()).unwrap_or_default() {
+        // It still runs, or it was collected in the meantime.
+        let _ = waitid(
+            Id::PIDFd(stray.pidfd.as_fd()),
+            WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG,
+        );
     }
 }

@@ -113,13 +113,9 @@ impl Task for TaskService {
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        let container = self.0.container(&request.id)?;
-        container.init.phase().allows(Verb::Checkpoint)?;
-        Err(Error::text(
-            Kind::Unimplemented,
-            "Checkpoint is not supported by the runtime inside of the shim",
-        )
-        .into())
+        let shim = Arc::clone(&self.0);
+        whole(async move { shim.container(&request.id)?.checkpoint(&shim, &request).await }).await?;
+        Ok(Empty::default())
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {

@@ -105,6 +105,15 @@ pub(super) fn unified_cgroup_of(process: &str) -> Result<PathBuf> {
     Ok(PathBuf::from(line))
 }
 
+/// The cgroups of a process in the trees of a v1 or hybrid machine, each as if its tree were mounted where it usually is.
+///
+/// # Errors
+///
+/// Where the process is gone.
+pub(super) fn hierarchies_of(process: &str) -> Result<Vec<Hierarchy>> {
+    Ok(parse_proc_cgroup(&read_proc(process)?))
+}
+
 fn read_proc(process: &str) -> Result<String> {
     Ok(dir::read(Path::new(&format!("/proc/{process}/cgroup")))?)
 }

@@ -22,6 +22,7 @@ mod create;
 mod devices;
 mod dir;
 mod exec;
+mod existing;
 mod freezer;
 mod join;
 mod layout;

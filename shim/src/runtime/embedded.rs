@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxResources, Process};
 use rtc_runtime::bundle::{self, Bundle};
 use rtc_runtime::container::start::Starting;
 use rtc_runtime::container::{
@@ -116,7 +116,7 @@ impl Embedded {
     fn create_on_rootfs(&self, create: &Create, reporter: &Reporter) -> anyhow::Result<Vec<u8>> {
         let bundle = Bundle::load(&create.bundle)?;
         check_terminal(bundle.spec.process().as_ref(), create.terminal)?;
-        let owns_pids = owns_pids(&bundle.spec);
+        let owns_pids = super::owns_pids(&bundle.spec);
         let mut options = CreateOptions {
             id: create.id.clone(),
             bundle,
@@ -303,38 +303,9 @@ fn check_terminal(process: Option<&Process>, requested: bool) -> anyhow::Result<
     ))
 }
 
-/// Whether init is the first process of a PID namespace that is made for it.
-fn owns_pids(spec: &Spec) -> bool {
-    let namespaces = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.namespaces().as_ref());
-    namespaces.into_iter().flatten().any(|namespace| {
-        namespace.typ() == LinuxNamespaceType::Pid
-            && namespace
-                .path()
-                .as_ref()
-                .is_none_or(|path| path.as_os_str().is_empty())
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn spec(namespaces: &str) -> Spec {
-        serde_json::from_str(&format!(
-            r#"{{"ociVersion": "1.2.0", "linux": {{"namespaces": [{namespaces}]}}}}"#
-        ))
-        .unwrap()
-    }
-
-    #[test]
-    fn only_a_new_pid_namespace_ends_with_init() {
-        assert!(owns_pids(&spec(r#"{"type": "pid"}"#)));
-        assert!(!owns_pids(&spec(r#"{"type": "pid", "path": "/proc/1/ns/pid"}"#)));
-        assert!(!owns_pids(&spec(r#"{"type": "mount"}"#)));
-    }
 
     #[test]
     fn the_request_and_the_configuration_agree_on_a_terminal() {

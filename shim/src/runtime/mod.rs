@@ -1,5 +1,6 @@
 //! Who makes the containers: the runtime inside of the shim, or a foreign one by its command line.
 
+mod command;
 mod embedded;
 
 use std::path::{Path, PathBuf};
@@ -7,15 +8,18 @@ use std::path::{Path, PathBuf};
 use std::os::fd::OwnedFd;
 
 use containerd_shim_protos::api::Mount;
-use oci_spec::runtime::LinuxResources;
+use containerd_shim_protos::shim::oci::CheckpointOptions;
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Spec};
 use rtc_runtime::cgroup::Cgroup;
 use rtc_runtime::container::ContainerId;
 use rtc_runtime::sys::clone::Child;
 
-pub(crate) use embedded::Embedded;
+use command::Command;
+use embedded::Embedded;
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::io::ChildEnds;
+use crate::options::Options;
 
 /// A container to make.
 #[derive(Debug)]
@@ -24,6 +28,8 @@ pub(crate) struct Create {
     pub(crate) bundle: PathBuf,
     /// What its root is made of.
     pub(crate) rootfs: Vec<Mount>,
+    /// Where its processes were written to, to be restored.
+    pub(crate) checkpoint: Option<PathBuf>,
     pub(crate) stdio: ChildEnds,
     pub(crate) terminal: bool,
 }
@@ -65,9 +71,31 @@ pub(crate) struct Started {
 pub(crate) enum Runtime {
     /// `rtc_runtime`, in this process and its workers.
     Embedded(Embedded),
+    /// runc, crun, youki or another, run for each verb.
+    Command(Box<Command>),
 }
 
 impl Runtime {
+    /// What the options ask for, for the containers of a namespace of containerd.
+    ///
+    /// # Errors
+    ///
+    /// The kernel has not what a foreign runtime needs.
+    pub(crate) fn new(options: &Options, namespace: &str) -> Result<Self> {
+        Ok(match &options.binary_name {
+            None => Self::Embedded(Embedded::new(options, namespace)),
+            Some(program) => Self::Command(Box::new(Command::new(program, options, namespace)?)),
+        })
+    }
+
+    /// The foreign runtime, as the user named it.
+    pub(crate) fn program(&self) -> Option<&Path> {
+        match self {
+            Self::Embedded(_) => None,
+            Self::Command(runtime) => Some(runtime.program()),
+        }
+    }
+
     /// Mounts the root and makes the container.
     ///
     /// # Errors
@@ -76,6 +104,7 @@ impl Runtime {
     pub(crate) async fn create(&self, create: Create) -> Result<Created> {
         match self {
             Self::Embedded(runtime) => runtime.create(create).await,
+            Self::Command(runtime) => runtime.create(create).await,
         }
     }
 
@@ -87,6 +116,7 @@ impl Runtime {
     pub(crate) async fn start(&self, id: &ContainerId) -> Result<()> {
         match self {
             Self::Embedded(runtime) => runtime.start(id).await,
+            Self::Command(runtime) => runtime.start(id).await,
         }
     }
 
@@ -98,6 +128,8 @@ impl Runtime {
     pub(crate) async fn started(&self, id: &ContainerId) -> Result<()> {
         match self {
             Self::Embedded(runtime) => runtime.started(id).await,
+            // The runtime's start has done it.
+            Self::Command(_) => Ok(()),
         }
     }
 
@@ -109,6 +141,7 @@ impl Runtime {
     pub(crate) async fn exec(&self, exec: Exec) -> Result<Started> {
         match self {
             Self::Embedded(runtime) => runtime.exec(exec).await,
+            Self::Command(runtime) => runtime.exec(exec).await,
         }
     }
 
@@ -120,6 +153,7 @@ impl Runtime {
     pub(crate) async fn delete(&self, id: &ContainerId, bundle: &Path) -> Result<()> {
         match self {
             Self::Embedded(runtime) => runtime.delete(id, bundle).await,
+            Self::Command(runtime) => runtime.delete(id, bundle).await,
         }
     }
 
@@ -131,6 +165,7 @@ impl Runtime {
     pub(crate) async fn kill_all(&self, id: &ContainerId, signal: i32) -> Result<()> {
         match self {
             Self::Embedded(runtime) => runtime.kill_all(id, signal).await,
+            Self::Command(runtime) => runtime.kill_all(id, signal).await,
         }
     }
 
@@ -142,6 +177,7 @@ impl Runtime {
     pub(crate) async fn pause(&self, id: &ContainerId) -> Result<()> {
         match self {
             Self::Embedded(runtime) => runtime.pause(id).await,
+            Self::Command(runtime) => runtime.pause(id).await,
         }
     }
 
@@ -153,6 +189,7 @@ impl Runtime {
     pub(crate) async fn resume(&self, id: &ContainerId) -> Result<()> {
         match self {
             Self::Embedded(runtime) => runtime.resume(id).await,
+            Self::Command(runtime) => runtime.resume(id).await,
         }
     }
 
@@ -164,6 +201,61 @@ impl Runtime {
     pub(crate) async fn update(&self, id: &ContainerId, resources: LinuxResources) -> Result<()> {
         match self {
             Self::Embedded(runtime) => runtime.update(id, resources).await,
+            Self::Command(runtime) => runtime.update(id, &resources).await,
         }
+    }
+
+    /// Writes the processes of a container to files, at `image` or where the options say.
+    ///
+    /// # Errors
+    ///
+    /// `Unimplemented` by the runtime inside; the foreign one's words.
+    pub(crate) async fn checkpoint(
+        &self,
+        id: &ContainerId,
+        image: &Path,
+        options: &CheckpointOptions,
+    ) -> Result<()> {
+        match self {
+            Self::Embedded(_) => Err(Error::text(
+                Kind::Unimplemented,
+                "checkpoint is not supported by the runtime inside of the shim: name another by binary_name",
+            )),
+            Self::Command(runtime) => runtime.checkpoint(id, image, options).await,
+        }
+    }
+}
+
+/// Whether init is the first process of a PID namespace that is made for it.
+fn owns_pids(spec: &Spec) -> bool {
+    let namespaces = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().as_ref());
+    namespaces.into_iter().flatten().any(|namespace| {
+        namespace.typ() == LinuxNamespaceType::Pid
+            && namespace
+                .path()
+                .as_ref()
+                .is_none_or(|path| path.as_os_str().is_empty())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(namespaces: &str) -> Spec {
+        serde_json::from_str(&format!(
+            r#"{{"ociVersion": "1.2.0", "linux": {{"namespaces": [{namespaces}]}}}}"#
+        ))
+        .unwrap()
+    }
+
+    #[test]
+    fn only_a_new_pid_namespace_ends_with_init() {
+        assert!(owns_pids(&spec(r#"{"type": "pid"}"#)));
+        assert!(!owns_pids(&spec(r#"{"type": "pid", "path": "/proc/1/ns/pid"}"#)));
+        assert!(!owns_pids(&spec(r#"{"type": "mount"}"#)));
     }
 }

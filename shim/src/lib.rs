@@ -1,0 +1,5 @@
+//! What a client of `containerd-shim-rtc-v2` needs: its own protocol beside those of containerd.
+
+#![forbid(unsafe_code)]
+
+pub mod protocol;

@@ -167,8 +167,8 @@ fn listen(worker: &Worker, left: &Left) -> bool {
 /// In a worker: may wait.
 fn remove(left: &Left) -> Result<()> {
     let Left { bundle, record } = left;
-    if let Some(init) = record.init {
-        init.kill();
+    if let Some(made) = &record.made {
+        made.init.kill();
     }
     let deleted = match &record.binary {
         None => record
@@ -179,6 +179,10 @@ fn remove(left: &Left) -> Result<()> {
     };
     // Also where the container is not gone: its own mount namespace keeps what it uses.
     rootfs::unmount(bundle)?;
+    if let Some(made) = record.made.as_ref().filter(|made| made.cgroup.exists()) {
+        made.cgroup.kill()?;
+        made.cgroup.remove(Instant::now() + COMMAND_DEADLINE)?;
+    }
     deleted
 }
 
@@ -219,8 +223,8 @@ fn init_of(record: &record::Container) -> u32 {
             .ok()??;
         Some(known.pid)
     };
-    let pid = match (&record.init, &record.binary) {
-        (Some(init), _) => Some(init.pid),
+    let pid = match (&record.made, &record.binary) {
+        (Some(made), _) => Some(made.init.pid),
         (None, None) => of_runtime(),
         (None, Some(_)) => None,
     };

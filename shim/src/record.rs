@@ -14,11 +14,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::libc;
 use nix::unistd::Pid;
+use rtc_runtime::cgroup::Cgroup;
+use rtc_runtime::container::ContainerId;
 use rtc_runtime::container::state::process_stat;
 use rtc_runtime::sys::process;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::log;
 use crate::start::replace;
 
 /// What a record may be long at most, in bytes.
@@ -79,9 +82,25 @@ pub(crate) struct Container {
     pub(crate) binary: Option<PathBuf>,
     /// Who serves it.
     pub(crate) shim: Option<Identified>,
-    /// Its first process, as far as it is known here.
+    /// What a foreign runtime made, should it not be there to remove it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) init: Option<Identified>,
+    pub(crate) made: Option<Made>,
+}
+
+/// A container of a foreign runtime, as the kernel sees it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Made {
+    /// Its first process.
+    pub(crate) init: Identified,
+    pub(crate) cgroup: Cgroup,
+}
+
+/// To be written with what stays with its owner.
+#[derive(Serialize)]
+struct Complete<'a> {
+    made: &'a Made,
+    #[serde(flatten)]
+    of: Container,
 }
 
 impl Shim {
@@ -101,9 +120,39 @@ impl Shim {
 impl Container {
     const NAME: &str = "rtc-container.json";
 
+    /// One that this shim serves, or that of which this process is a worker.
+    pub(crate) fn new(id: &ContainerId, root: &Path, binary: Option<&Path>, shim: Pid) -> Self {
+        Self {
+            id: id.to_string(),
+            root: root.to_owned(),
+            binary: binary.map(Path::to_owned),
+            shim: Identified::of(shim),
+            made: None,
+        }
+    }
+
     /// Leaves it in a bundle.
     pub(crate) fn save(&self, bundle: &Path) -> Result<()> {
         save(&bundle.join(Self::NAME), self)
+    }
+
+    /// Adds what a foreign runtime made, and gives back the cgroup. The container is there already: where this can't be
+    /// written, `delete` needs the runtime.
+    pub(crate) fn save_made(self, bundle: &Path, init: Pid, cgroup: Cgroup) -> Cgroup {
+        let Some(init) = Identified::of(init) else {
+            return cgroup;
+        };
+        let made = Made { init, cgroup };
+        if let Err(error) = save(
+            &bundle.join(Self::NAME),
+            &Complete {
+                made: &made,
+                of: self,
+            },
+        ) {
+            log::warn(format_args!("{error:#}"));
+        }
+        made.cgroup
     }
 
     /// The one left in a bundle.
@@ -155,13 +204,9 @@ mod tests {
         let bundle = std::env::temp_dir().join(format!("rtc-shim-{}-record", std::process::id()));
         std::fs::create_dir_all(&bundle).unwrap();
         assert!(Container::load(&bundle).unwrap().is_none());
-        let container = Container {
-            id: "web".into(),
-            root: "/run/containerd/rtc/k8s.io".into(),
-            binary: None,
-            shim: Identified::of(nix::unistd::getpid()),
-            init: None,
-        };
+        let id = "web".parse().unwrap();
+        let root = Path::new("/run/containerd/rtc/k8s.io");
+        let container = Container::new(&id, root, None, nix::unistd::getpid());
         container.save(&bundle).unwrap();
         let loaded = Container::load(&bundle).unwrap().unwrap();
         assert_eq!(

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::reaper;
 
 /// How long a logger has from when it should end until it is killed, as in containerd (`binaryIOProcTermTimeout`).
-pub(crate) const LAST_WORDS: Duration = Duration::from_secs(12);
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 12 });
 
 /// A child that is collected by itself.
 #[derive(Debug, Clone)]

@@ -264,7 +264,7 @@ mod tests {
             while !rest.is_empty() {
                 let (chunk, others) = rest.split_at(1 + random(rest.len()));
                 entries.take(chunk, at(random(1 << 60) as u64), |entry| {
-                    entry.append_to(&mut log)
+                    entry.append_to(&mut log);
                 });
                 assert!(entries.pending.len() <= max_line);
                 rest = others;

@@ -278,7 +278,7 @@ mod tests {
         let make: [(&str, &dyn Fn()); 3] = [
             ("symbolic link", &|| symlink(&secret, &path).unwrap()),
             ("not a regular file", &|| {
-                nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap()
+                nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
             }),
             ("", &|| std::fs::create_dir(&path).unwrap()),
         ];

@@ -20,12 +20,15 @@ mod crilog;
 pub(crate) mod fifo;
 mod logfile;
 mod logger;
+#[cfg(test)]
+mod logger_tests;
 mod target;
 mod terminal;
 #[cfg(test)]
 mod tests;
 mod writer;
 
+pub(crate) use fifo::needs_pipes;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -166,16 +169,14 @@ impl Io {
     /// FIFO is there already.
     pub(crate) async fn drain(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
-        let (copies, terminal) = {
+        let (copies, terminal, logger) = {
             let state = self.state();
             let copies: Vec<_> = state.copies.iter().map(|copy| copy.drained(deadline)).collect();
-            (
-                copies,
-                state
-                    .terminal
-                    .as_ref()
-                    .and_then(|terminal| terminal.drained(deadline)),
-            )
+            let terminal = state
+                .terminal
+                .as_ref()
+                .and_then(|terminal| terminal.drained(deadline));
+            (copies, terminal, state.logger.clone())
         };
         for copy in copies {
             copy.await;
@@ -183,6 +184,44 @@ impl Io {
         if let Some(terminal) = terminal {
             terminal.await;
         }
+        if let Some(logger) = logger {
+            // The terminal writes to the logger: its end is that of the log.
+            self.state().terminal.take();
+            logger.finish(deadline).await;
+        }
+    }
+
+    /// Opens the path of the log again, which was renamed before. On return nothing is written to the old file any more.
+    ///
+    /// # Errors
+    ///
+    /// `FailedPrecondition`: there is no log of ours, or its path can't be opened (the old file stays in use);
+    /// `Unimplemented` for a logger that is a program; `DeadlineExceeded` where the file system hangs.
+    pub(crate) async fn reopen_log(&self) -> Result<()> {
+        self.logger()?.reopen().await
+    }
+
+    /// Gives a client a copy of the output from now on, at most of these streams: a pipe or a socket. It is closed at the
+    /// end of the output, or when the client is a megabyte behind; it never holds up the log.
+    ///
+    /// # Errors
+    ///
+    /// `FailedPrecondition`: there is no log of ours; `Unimplemented` for a logger that is a program; `DeadlineExceeded`
+    /// where its file system hangs.
+    pub(crate) async fn attach(&self, client: &OwnedFd, stdout: bool, stderr: bool) -> Result<()> {
+        let stdout = if stdout { writer::STDOUT } else { 0 };
+        let stderr = if stderr { writer::STDERR } else { 0 };
+        self.logger()?.attach(stdout | stderr, client).await
+    }
+
+    fn logger(&self) -> Result<Arc<Logger>> {
+        let none = || {
+            Error::text(
+                Kind::FailedPrecondition,
+                "the output goes to no log of the shim's",
+            )
+        };
+        self.state().logger.clone().ok_or_else(none)
     }
 
     /// Lets go of everything: the readers of the output see its end, once nobody else has it open; a terminal is hung up.

@@ -6,7 +6,7 @@
 //!                      | '----> clients that attached: a copy, and dropped when they are slow
 //!            control   |
 //! shim  <--------------'
-//!        -> Reopen, Attach (with a descriptor), Finish      <- Opened or Failed; Reopened; Warning
+//!        -> Reopen, Attach (with a descriptor), Finish      <- Opened or Failed; Done; Warning
 //! ```
 //!
 //! It ends when the shim said Finish and the pipes are at their end, or the deadline of that is over. Where the shim has
@@ -35,6 +35,8 @@ const CLIENT_BEHIND_MAX: usize = 1024 * 1024;
 /// How long it goes on without the shim.
 const WITHOUT_SHIM: Duration = Duration::from_secs(10);
 
+/// The largest number of an order.
+pub(crate) const NUMBER_MAX: u32 = (1 << 24) - 1;
 /// The bits of [`Order::Attach`].
 pub(crate) const STDOUT: u8 = 1;
 /// As [`STDOUT`].
@@ -45,8 +47,8 @@ pub(crate) const STDERR: u8 = 2;
 pub(crate) enum Order {
     /// Open the path again; answered with the number.
     Reopen(u32),
-    /// The descriptor that comes along gets a copy of these streams from now on.
-    Attach(u8),
+    /// The descriptor that comes along gets a copy of these streams from now on; answered with the number.
+    Attach(u32, u8),
     /// End with the pipes, or after so many milliseconds.
     Finish(u32),
 }
@@ -58,8 +60,8 @@ pub(crate) enum Answer {
     Opened,
     /// It is not, and this is the last word.
     Failed(String),
-    /// The answer to a [`Order::Reopen`] of this number: empty, or why not.
-    Reopened(u32, String),
+    /// The answer to the order of this number: empty, or why it was not done.
+    Done(u32, String),
     /// For the shim's log.
     Warning(String),
 }
@@ -69,7 +71,7 @@ impl Order {
     pub(crate) fn encode(self) -> [u8; 5] {
         let (kind, number) = match self {
             Self::Reopen(number) => (b'R', number),
-            Self::Attach(streams) => (b'A', streams.into()),
+            Self::Attach(number, streams) => (b'A', number << 8 | u32::from(streams)),
             Self::Finish(milliseconds) => (b'F', milliseconds),
         };
         let mut message = [kind; 5];
@@ -82,7 +84,7 @@ impl Order {
         let number = u32::from_le_bytes(number.try_into().ok()?);
         match kind {
             b'R' => Some(Self::Reopen(number)),
-            b'A' => Some(Self::Attach(number as u8)),
+            b'A' => Some(Self::Attach(number >> 8, number as u8)),
             b'F' => Some(Self::Finish(number)),
             _ => None,
         }
@@ -94,7 +96,7 @@ impl Answer {
         match self {
             Self::Opened => fd::text_message(b'O', ""),
             Self::Failed(text) => fd::text_message(b'E', text),
-            Self::Reopened(number, why) => fd::text_message(b'R', &format!("{number} {why}")),
+            Self::Done(number, why) => fd::text_message(b'D', &format!("{number} {why}")),
             Self::Warning(text) => fd::text_message(b'W', text),
         }
     }
@@ -106,9 +108,9 @@ impl Answer {
         match kind {
             b'O' => Some(Self::Opened),
             b'E' => Some(Self::Failed(text)),
-            b'R' => {
+            b'D' => {
                 let (number, why) = text.split_once(' ')?;
-                Some(Self::Reopened(number.parse().ok()?, why.to_owned()))
+                Some(Self::Done(number.parse().ok()?, why.to_owned()))
             }
             b'W' => Some(Self::Warning(text)),
             _ => None,
@@ -289,7 +291,7 @@ impl Writer {
             }
             Some(entries) if bytes.is_empty() => {
                 entries.finish(now, |entry| {
-                    output.entry(file, entry.length_max(), |held| entry.append_to(held))
+                    output.entry(file, entry.length_max(), |held| entry.append_to(held));
                 });
             }
             Some(entries) => {
@@ -331,10 +333,13 @@ impl Writer {
                     .file
                     .reopen()
                     .map_or_else(|error| format!("{error:#}"), |()| String::new());
-                tell(control, &Answer::Reopened(number, why));
+                tell(control, &Answer::Done(number, why));
             }
-            (Some(Order::Attach(streams)), Some(descriptor)) => {
-                self.clients.extend(Client::new(descriptor, streams));
+            (Some(Order::Attach(number, streams)), Some(descriptor)) => {
+                let alive = self.sources.iter().fold(0, |all, source| all | source.stream);
+                let client = (streams & alive != 0).then(|| Client::new(descriptor, streams & alive));
+                self.clients.extend(client.flatten());
+                tell(control, &Answer::Done(number, String::new()));
             }
             (Some(Order::Finish(milliseconds)), _) => {
                 self.end_within(Duration::from_millis(milliseconds.into()));

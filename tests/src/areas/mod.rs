@@ -40,6 +40,7 @@ mod seccomp;
 mod security;
 mod shim_bootstrap;
 mod shim_events;
+mod shim_exec;
 mod shim_io;
 mod shim_lifecycle;
 mod shim_logger;

@@ -230,6 +230,18 @@ impl<'t> Process<'t> {
         Ok(())
     }
 
+    /// [`Process::end`] of a container that has running execs, which end with it.
+    pub(crate) fn end_with_execs(&self, execs: &[&Self]) -> Result<()> {
+        self.kill(libc::SIGKILL)?;
+        for exec in execs {
+            exec.exits_with(137)?;
+            exec.delete()?;
+        }
+        self.exits_with(137)?;
+        self.delete()?;
+        Ok(())
+    }
+
     /// CloseIO of standard input.
     pub(crate) fn close_stdin(&self) -> Result<()> {
         let request = api::CloseIORequest {

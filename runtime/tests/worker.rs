@@ -1,6 +1,7 @@
 //! Tests of workers: the copies of the shim that make containers for it. The test plays the shim, with one thread; so it has
 //! a main of its own. Containers need root.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -12,8 +13,9 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 use rtc_runtime::bundle::{self, Bundle};
+use rtc_runtime::cgroup::OomEvent;
 use rtc_runtime::container::{
-    self, ContainerId, CreateOptions, Created, ExecOptions, ExecProcess, Starting, StateRoot,
+    self, ContainerId, CreateOptions, Created, ExecOptions, ExecProcess, Executed, Starting, StateRoot,
 };
 use rtc_runtime::process::worker::{self, Report, Reporter, Worker};
 use rtc_runtime::sys::Errno;
@@ -38,6 +40,12 @@ const TESTS: &[(&str, Test)] = &[
         "an_exec_of_a_worker_and_its_helper_are_our_children",
         exec_is_our_child,
     ),
+    ("an_exec_has_a_cgroup_of_its_own_on_v2", exec_cgroup),
+    (
+        "an_exec_has_no_cgroup_of_its_own_where_the_container_writes_its_own",
+        no_exec_cgroup,
+    ),
+    ("a_watch_for_oom_is_readable_after_a_kill_and_at_the_end", oom),
     ("the_terminal_arrives_as_a_report", terminal),
     ("a_failed_create_leaves_nothing", failed_create),
     ("a_start_hears_why_there_is_no_program", failed_start),
@@ -88,6 +96,13 @@ fn main() -> ExitCode {
 fn payload(arguments: &[String]) -> ExitCode {
     match arguments.first().map(String::as_str) {
         Some("sleep") => std::thread::sleep(Duration::from_secs(1000)),
+        Some("eat") => std::mem::forget(std::hint::black_box(vec![1_u8; 256 << 20])),
+        Some("leave") => {
+            let left = std::process::Command::new("/payload")
+                .args(["payload", "sleep"])
+                .spawn();
+            assert!(left.is_ok());
+        }
         Some("say") => println!("{}", arguments[1]),
         _ => {}
     }
@@ -99,6 +114,8 @@ fn payload(arguments: &[String]) -> ExitCode {
 struct Place {
     directory: PathBuf,
     name: String,
+    /// Whether the next container's cgroup is made by systemd.
+    systemd: Cell<bool>,
 }
 
 impl Place {
@@ -107,7 +124,11 @@ impl Place {
         let directory = Path::new("/tmp").join(&name);
         fs::create_dir_all(directory.join("bundle/rootfs"))?;
         fs::copy("/proc/self/exe", directory.join("bundle/rootfs/payload"))?;
-        Ok(Self { directory, name })
+        Ok(Self {
+            directory,
+            name,
+            systemd: Cell::new(false),
+        })
     }
 
     fn root(&self) -> StateRoot {
@@ -180,7 +201,7 @@ impl Place {
             no_new_keyring: true,
             preserve_fds: 0,
             listen_fds: 0,
-            systemd_cgroup: false,
+            systemd_cgroup: self.systemd.get(),
             reporter: Some(reporter),
         })
     }
@@ -409,12 +430,11 @@ fn container_is_our_child(place: &Place) -> Result<()> {
     place.delete()
 }
 
-fn exec_is_our_child(place: &Place) -> Result<()> {
-    place.configure(&["sleep"], |_| {})?;
-    let created = hear(place.start_create(None)?)?;
-    created.result?;
-    place.start()?;
-    let process = json!({"args": ["/payload", "payload", "3"], "cwd": "/", "user": {"uid": 0, "gid": 0}});
+/// Runs a process in the container, to its end, which must be this.
+fn exec(place: &Place, arguments: &[&str], code: i32) -> Result<Executed> {
+    let mut args = vec!["/payload", "payload"];
+    args.extend(arguments);
+    let process = json!({"args": args, "cwd": "/", "user": {"uid": 0, "gid": 0}});
     let said = hear(worker::fork(None, &[], |reporter| {
         let (process, _) = bundle::parse_process(process.to_string().into_bytes())?;
         let options = ExecOptions {
@@ -425,19 +445,116 @@ fn exec_is_our_child(place: &Place) -> Result<()> {
             detach: true,
             preserve_fds: 0,
             cgroup: Vec::new(),
+            own_cgroup: true,
             ignore_paused: false,
             reporter: Some(reporter),
         };
-        container::exec(&place.root(), &place.id(), options)?;
-        Ok(Vec::new())
+        Ok(serde_json::to_vec(&container::exec(
+            &place.root(),
+            &place.id(),
+            options,
+        )?)?)
     })?)?;
-    said.result?;
-    ensure!(said.helpers.len() == 1);
-    let [process] = &said.born[..] else {
-        bail!("{:?}", said.born)
-    };
-    ensure!(wait(&process.pidfd)? == Exit::Code(3));
+    ensure!(said.helpers.len() == 1, "{:?}", said.helpers);
+    for process in &said.born {
+        let exit = wait(&process.pidfd)?;
+        ensure!(said.result.is_err() || exit == Exit::Code(code), "{exit}");
+    }
+    Ok(serde_json::from_slice(&said.result?)?)
+}
+
+fn exec_is_our_child(place: &Place) -> Result<()> {
+    place.configure(&["sleep"], |_| {})?;
+    let created = hear(place.start_create(None)?)?;
+    created.result?;
+    place.start()?;
+    exec(place, &["3"], 3)?;
     kill_and_collect(&created.born[0])?;
+    place.delete()
+}
+
+fn exec_cgroup(place: &Place) -> Result<()> {
+    for systemd in [false, true] {
+        if systemd && !Path::new("/run/systemd/system").is_dir() {
+            continue;
+        }
+        place.systemd.set(systemd);
+        place.configure(&["sleep"], |config| {
+            if systemd {
+                config["linux"]["cgroupsPath"] = json!(format!("system.slice:test:{}", place.name));
+            }
+        })?;
+        let said = hear(place.start_create(None)?)?;
+        place.systemd.set(false);
+        let created: Created = serde_json::from_slice(&said.result?)?;
+        place.start()?;
+        let cgroup = exec(place, &["leave", "0"], 0)?.cgroup;
+        ensure!(cgroup.is_some() == created.cgroup.is_v2(), "{cgroup:?}");
+        ensure!(created.cgroup.processes()?.len() == 2);
+        if let Some(name) = cgroup {
+            let cgroup = created.cgroup.exec_cgroup(&name)?.context("it is gone")?;
+            let [left] = cgroup.processes()?[..] else {
+                bail!("{:?}", cgroup.processes()?)
+            };
+            ensure!(!cgroup.remove()?, "removed with a process in it");
+            created.cgroup.freeze()?;
+            created.cgroup.thaw()?;
+            cgroup.kill()?;
+            let began = Instant::now();
+            while !cgroup.remove()? {
+                ensure!(began.elapsed() < Duration::from_secs(10), "{left} does not end");
+            }
+            ensure!(created.cgroup.exec_cgroup(&name)?.is_none());
+            cgroup.kill()?;
+            ensure!(cgroup.remove()? && cgroup.processes()?.is_empty());
+        }
+        let failed = exec(place, &["leave", "0"], 0).and_then(|_| exec(place, &[], 0))?;
+        ensure!(failed.cgroup.is_some() == created.cgroup.is_v2());
+        kill_and_collect(&said.born[0])?;
+        // Also with two cgroups of execs, one of them with a process.
+        place.delete()?;
+        place.nothing_is_left()?;
+    }
+    Ok(())
+}
+
+fn no_exec_cgroup(place: &Place) -> Result<()> {
+    place.configure(&["sleep"], |config| {
+        config["mounts"]
+            .as_array_mut()
+            .expect("mounts")
+            .push(json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"}));
+    })?;
+    let said = hear(place.start_create(None)?)?;
+    said.result?;
+    place.start()?;
+    ensure!(exec(place, &["0"], 0)?.cgroup.is_none());
+    kill_and_collect(&said.born[0])?;
+    place.delete()
+}
+
+fn oom(place: &Place) -> Result<()> {
+    place.configure(&["eat"], |config| {
+        config["linux"]["resources"] = json!({"memory": {"limit": 64 << 20, "swap": 64 << 20}});
+    })?;
+    let said = hear(place.start_create(None)?)?;
+    let created: Created = serde_json::from_slice(&said.result?)?;
+    let mut watch = created.cgroup.oom_watch()?;
+    ensure!(watch.look()?.is_none());
+    ensure!(readable(&watch, Duration::ZERO).is_err(), "nothing has happened");
+    place.start()?;
+    let mut seen = Vec::new();
+    ensure!(wait(&said.born[0].pidfd)? == Exit::Signal(libc::SIGKILL));
+    readable(&watch, Duration::from_secs(10))?;
+    seen.extend(watch.look()?);
+    if created.cgroup.is_v2() {
+        readable(&watch, Duration::from_secs(10))?;
+    } else {
+        place.delete()?;
+        readable(&watch, Duration::from_secs(10))?;
+    }
+    seen.extend(watch.look()?);
+    ensure!(seen == [OomEvent::Oom, OomEvent::End], "{seen:?}");
     place.delete()
 }
 
@@ -473,7 +590,7 @@ fn failed_create(place: &Place) -> Result<()> {
 fn failed_start(place: &Place) -> Result<()> {
     let hook = json!({"path": "/payload", "args": ["payload", "payload", "5"]});
     place.configure(&["sleep"], |config| {
-        config["hooks"] = json!({"startContainer": [hook]})
+        config["hooks"] = json!({"startContainer": [hook]});
     })?;
     let said = hear(place.start_create(None)?)?;
     said.result?;
@@ -486,7 +603,7 @@ fn failed_start(place: &Place) -> Result<()> {
 fn failed_poststart(place: &Place) -> Result<()> {
     let hook = json!({"path": "/bin/false"});
     place.configure(&["sleep"], |config| {
-        config["hooks"] = json!({"poststart": [hook]})
+        config["hooks"] = json!({"poststart": [hook]});
     })?;
     let said = hear(place.start_create(None)?)?;
     let created: Created = serde_json::from_slice(&said.result?)?;

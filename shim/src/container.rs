@@ -18,15 +18,15 @@ use containerd_shim_protos::topics;
 use oci_spec::runtime::LinuxResources;
 use rtc_runtime::cgroup::Cgroup;
 use rtc_runtime::container::ContainerId;
-use rtc_runtime::log;
 
 use crate::error::{Error, Kind, Result};
-use crate::exits;
 use crate::io::{Io, Request};
+use crate::log;
 use crate::options::Options;
 use crate::process::{Ended, Phase, Process, Stdio, UNKNOWN_STATUS, Verb};
 use crate::runtime::{Create, Created, Exec, Runtime, Started};
 use crate::shim::Shim;
+use crate::{exits, oom};
 
 /// A container of the pod.
 #[derive(Debug)]
@@ -130,7 +130,7 @@ impl Container {
             owns_pids,
         } = self.runtime.create(create).await.inspect_err(|_| io.close())?;
         let child = init.pid;
-        let pidfd = self.init.born(init);
+        let pidfd = self.init.born(init, None);
         *lock(&self.made) = Some(Made { cgroup, owns_pids });
         connect(&self.init, io, master);
         self.init.advance(Phase::Created);
@@ -153,6 +153,7 @@ impl Container {
                 ..TaskCreate::default()
             },
         );
+        oom::watch(self, &shim.events);
         exits::watch_init(self, &shim.events, child, pidfd);
         Ok(pid)
     }
@@ -178,6 +179,7 @@ impl Container {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
             bundle: self.bundle.clone(),
+            pipes: false,
         }
     }
 
@@ -347,7 +349,8 @@ impl Container {
         let started = self.run_exec(&shim.namespace, &process).await;
         let Started {
             process: child,
-            master: _,
+            cgroup,
+            ..
         } = started.inspect_err(|_| {
             process.disconnect();
             process.advance(Phase::Stopped(Ended {
@@ -356,7 +359,7 @@ impl Container {
             }));
         })?;
         let raw_pid = child.pid;
-        let pidfd = process.born(child);
+        let pidfd = process.born(child, cgroup);
         let pid = process.pid();
         shim.events.send(
             topics::TASK_EXEC_STARTED_EVENT_TOPIC,

@@ -62,6 +62,12 @@ impl From<anyhow::Error> for Error {
     }
 }
 
+impl From<Error> for anyhow::Error {
+    fn from(error: Error) -> Self {
+        error.source
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#}", self.source)

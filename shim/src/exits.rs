@@ -13,10 +13,10 @@ use std::time::{Duration, SystemTime};
 use containerd_shim_protos::events::task::TaskExit;
 use containerd_shim_protos::topics;
 use nix::unistd::Pid;
-use rtc_runtime::log;
 
 use crate::container::Container;
 use crate::events::Events;
+use crate::log;
 use crate::process::{Ended, Phase, Process, UNKNOWN_STATUS};
 use crate::reaper;
 
@@ -64,6 +64,7 @@ pub(crate) fn watch_exec(
     let (container, events) = (Arc::clone(container), events.clone());
     tokio::spawn(async move {
         let ended = collect(&process, pid, pidfd).await;
+        remove_cgroup(&container, &process);
         process.settled().await;
         tell(&container, &process, &events, ended, EXEC_DRAIN_PATIENCE).await;
     });
@@ -82,6 +83,18 @@ async fn collect(process: &Process, pid: Pid, pidfd: Arc<OwnedFd>) -> Ended {
     Ended {
         status,
         at: Some(SystemTime::now()),
+    }
+}
+
+/// What it has left in the background lives on, in its cgroup; then that goes with the container.
+fn remove_cgroup(container: &Container, process: &Process) {
+    let Some(name) = process.own_cgroup() else { return };
+    let removed = container.with_cgroup(|cgroup| match cgroup.exec_cgroup(&name)? {
+        Some(own) => own.remove().map(drop),
+        None => Ok(()),
+    });
+    if let Err(error) = removed {
+        log::warn(format_args!("container {}: {error}", container.id));
     }
 }
 

@@ -199,6 +199,8 @@ struct Live {
     pid: u32,
     pidfd: Option<Arc<OwnedFd>>,
     io: Option<Arc<Io>>,
+    /// The name of an exec's own cgroup.
+    cgroup: Option<String>,
 }
 
 impl Process {
@@ -276,12 +278,18 @@ impl Process {
         self.live().io.clone()
     }
 
-    /// It was born. Returns what to wait with.
-    pub(crate) fn born(&self, child: Child) -> Arc<OwnedFd> {
+    /// The name of its own cgroup below the container's, where it was started by exec and has one.
+    pub(crate) fn own_cgroup(&self) -> Option<String> {
+        self.live().cgroup.clone()
+    }
+
+    /// It was born, in a cgroup of its own or the container's. Returns what to wait with.
+    pub(crate) fn born(&self, child: Child, cgroup: Option<String>) -> Arc<OwnedFd> {
         let pidfd = Arc::new(child.pidfd);
         let mut live = self.live();
         live.pid = child.pid.as_raw().cast_unsigned();
         live.pidfd = Some(Arc::clone(&pidfd));
+        live.cgroup = cgroup;
         pidfd
     }
 

@@ -10,12 +10,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, Result};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
-use rtc_runtime::log;
 use rtc_runtime::process::worker;
 use rtc_runtime::sys::clone::Child;
 use rtc_runtime::sys::process::{self, Exit};
 use tokio::io::Interest;
 
+use crate::log;
 use crate::pollable::wait_for;
 
 /// Whether this process is the parent of all orphans below it: then a child that nobody knows may be a container's.

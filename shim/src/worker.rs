@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
-use rtc_runtime::log;
 use rtc_runtime::process::worker::{self, Report, Reporter, Worker};
 use rtc_runtime::sys::clone::Child;
 use rtc_runtime::sys::process;
@@ -17,6 +16,7 @@ use tokio::io::Interest;
 use tokio::task::JoinHandle;
 
 use crate::error::{Error, Kind};
+use crate::log;
 use crate::pollable::wait_for;
 use crate::reaper;
 

@@ -35,7 +35,11 @@ pub(crate) struct Bundle<'t> {
 
 impl<'t> Bundle<'t> {
     pub(crate) fn new(test: &'t Test) -> Result<Self> {
-        let directory = test.path("bundle");
+        Self::at(test, test.path("bundle"), &test.id())
+    }
+
+    /// A bundle in this directory, which is made, for a container of this id.
+    pub(crate) fn at(test: &'t Test, directory: PathBuf, id: &str) -> Result<Self> {
         let rootfs = directory.join("rootfs");
         for name in ["bin", "proc", "sys", "dev", "tmp", "etc", "root", "run", "home"] {
             fs::create_dir_all(rootfs.join(name)).with_context(|| format!("rootfs/{name}"))?;
@@ -49,13 +53,12 @@ impl<'t> Bundle<'t> {
             "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n",
         )?;
         fs::write(rootfs.join("etc/group"), "root:x:0:\nuser:x:1000:\n")?;
-        let id = test.id();
         let mut spec: Value = serde_json::from_str(DEFAULT_CONFIG)?;
         spec["linux"]["cgroupsPath"] = json!(format!("{}/{id}", test.cgroup.path));
         Ok(Self {
             test,
             directory,
-            id,
+            id: id.to_owned(),
             spec,
             text: None,
         })

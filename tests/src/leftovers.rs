@@ -9,6 +9,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 use crate::host::{cgroup::Cgroup, mounts, process};
+use crate::test::{NAMESPACE, SOCKETS};
 use crate::wait::{DEADLINE, within};
 
 /// What belongs to one test and must be empty after it.
@@ -54,16 +55,30 @@ impl Belongings<'_> {
                 .iter()
                 .map(|path| format!("state: {}", path.display())),
         );
+        found.extend(
+            self.sockets()
+                .iter()
+                .map(|path| format!("socket: {}", path.display())),
+        );
         found
     }
 
-    /// Entries of `--root`; those that begin with a dot are a runtime's caches, not containers.
+    /// Entries of `--root`, and of the namespaces of a shim's containers in it; those that begin with a dot are a
+    /// runtime's caches, not containers.
     fn states(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(self.root).into_iter().flatten().flatten();
-        entries
-            .map(|entry| entry.path())
-            .filter(|path| !hidden(path))
-            .collect()
+        let (namespaces, mut states): (Vec<_>, Vec<_>) = entries(self.root).into_iter().partition(|path| {
+            path.file_name()
+                .is_some_and(|name| name.as_encoded_bytes().starts_with(NAMESPACE.as_bytes()))
+        });
+        states.extend(namespaces.iter().flat_map(|namespace| entries(namespace)));
+        states
+    }
+
+    /// Sockets of shims that are still there.
+    fn sockets(&self) -> Vec<PathBuf> {
+        let list = fs::read_to_string(self.directory.join(SOCKETS)).unwrap_or_default();
+        let paths = list.lines().map(PathBuf::from);
+        paths.filter(|path| fs::symlink_metadata(path).is_ok()).collect()
     }
 
     /// Directories below the test's parent cgroup, deepest first.
@@ -99,6 +114,9 @@ impl Belongings<'_> {
             let _ = umount2(&mount.target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
         }
         cgroups.extend(self.cgroup.directories().unwrap_or_default());
+        for socket in self.sockets() {
+            let _ = fs::remove_file(socket);
+        }
         let mut stuck = remove_cgroups(&cgroups);
         let unmounted = mounts::under(self.directory).is_ok_and(|mounts| mounts.is_empty());
         if !keep_files
@@ -109,6 +127,14 @@ impl Belongings<'_> {
         }
         stuck
     }
+}
+
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| !hidden(path))
+        .collect()
 }
 
 fn hidden(path: &Path) -> bool {

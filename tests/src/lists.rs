@@ -1,13 +1,15 @@
 //! The lists beside the tests: skips that are allowed on a machine, failures that are expected of a peer.
 //!
 //! `skips/MACHINE.txt`: one reason per line, exactly as the test gives it; lines that begin with `#` say why.
-//! `exceptions/PEER.txt`: `test_name: reason` per line, for a runtime whose file is named so (`runc`, `crun`).
+//! `exceptions/PEER.txt`: `test_name: reason` per line, for a runtime whose file is named so (`runc`, `crun`,
+//! `containerd-shim-runc-v2`).
 
 use std::path::Path;
 
 const HOST_SKIPS: &str = include_str!("../skips/host.txt");
 const VM_SKIPS: &str = include_str!("../skips/vm.txt");
 const RUNC_EXCEPTIONS: &str = include_str!("../exceptions/runc.txt");
+const SHIM_EXCEPTIONS: &str = include_str!("../exceptions/containerd-shim-runc-v2.txt");
 const CRUN_EXCEPTIONS: &str = include_str!("../exceptions/crun.txt");
 
 fn lines(text: &'static str) -> impl Iterator<Item = &'static str> {
@@ -30,6 +32,7 @@ pub(crate) fn peer(rtc: &Path) -> Option<&'static str> {
     match rtc.file_name()?.to_str()? {
         "runc" => Some("runc"),
         "crun" => Some("crun"),
+        "containerd-shim-runc-v2" => Some("containerd-shim-runc-v2"),
         _ => None,
     }
 }
@@ -38,6 +41,7 @@ pub(crate) fn peer(rtc: &Path) -> Option<&'static str> {
 pub(crate) fn expected_failure(peer: Option<&str>, test: &str) -> Option<&'static str> {
     let exceptions = match peer? {
         "runc" => RUNC_EXCEPTIONS,
+        "containerd-shim-runc-v2" => SHIM_EXCEPTIONS,
         _ => CRUN_EXCEPTIONS,
     };
     lines(exceptions).find_map(|line| line.strip_prefix(test)?.strip_prefix(':').map(str::trim))

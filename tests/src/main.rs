@@ -6,7 +6,7 @@
 //! rtc-tests                  runner: picks tests, runs them in parallel, prints the report
 //!   rtc-tests supervise T    one per test: subreaper of all the test starts; time limit; looks for leftovers
 //!     rtc-tests child T      the test itself
-//!       rtc ...              the runtime under test
+//!       rtc ...              the runtime under test, or the shim, to which the test plays containerd (`shim/`)
 //! rtc-tests payload P        what some tests run inside a container, where busybox has no applet for it
 //! ```
 //!
@@ -23,6 +23,7 @@ mod output;
 mod payload;
 mod registry;
 mod runner;
+mod shim;
 mod supervisor;
 mod sys;
 mod terminal;

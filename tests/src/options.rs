@@ -10,6 +10,7 @@ rtc-tests [OPTIONS] [FILTER...]
 Runs the tests whose area/name contains one of the filters (all, if there is none). Needs root.
 
   --rtc PATH        the runtime under test (or $RTC; else the release build next to this program)
+  --shim PATH       the shim under test (or $SHIM; else the release build next to this program)
   --list            print area/name of each chosen test and stop
   --exact           filters are whole names (name or area/name)
   --jobs N          tests at a time (default: number of cpus + 1)
@@ -23,6 +24,8 @@ Runs the tests whose area/name contains one of the filters (all, if there is non
 pub(crate) struct Options {
     /// The runtime under test, absolute.
     pub(crate) rtc: PathBuf,
+    /// The shim under test, absolute.
+    pub(crate) shim: PathBuf,
     /// Substrings (or whole names with `exact`) that choose tests.
     pub(crate) filters: Vec<String>,
     /// Only print what would run.
@@ -44,10 +47,12 @@ pub(crate) struct Options {
 impl Options {
     /// Reads the words after the program's name. Fails on an unknown option or a runtime that is not there.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
-        let mut rtc = std::env::var("RTC").ok().filter(|path| !path.is_empty());
+        let variable = |name| std::env::var(name).ok().filter(|path: &String| !path.is_empty());
+        let (mut rtc, mut shim) = (variable("RTC"), variable("SHIM"));
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let mut options = Self {
             rtc: PathBuf::new(),
+            shim: PathBuf::new(),
             filters: Vec::new(),
             list: false,
             exact: false,
@@ -71,6 +76,7 @@ impl Options {
             };
             match word {
                 "--rtc" => rtc = Some((*value()?).to_owned()),
+                "--shim" => shim = Some((*value()?).to_owned()),
                 "--jobs" => options.jobs = value()?.parse::<usize>().context("--jobs")?.max(1),
                 "--timeout" => options.timeout = value()?.parse().context("--timeout")?,
                 "--machine" => options.machine = (*value()?).to_owned(),
@@ -87,9 +93,19 @@ impl Options {
             }
         }
         if !options.list {
-            options.rtc = find_runtime(rtc.as_deref())?;
+            options.rtc = find(rtc.as_deref(), "rtc")?;
+            options.shim = find(shim.as_deref(), "containerd-shim-rtc-v2")?;
         }
         Ok(options)
+    }
+
+    /// The program that a test of this area is about.
+    pub(crate) fn under_test(&self, area: &str) -> &Path {
+        if area.starts_with("shim_") {
+            &self.shim
+        } else {
+            &self.rtc
+        }
     }
 
     /// Whether the filters choose this test.
@@ -106,23 +122,24 @@ impl Options {
     }
 }
 
-fn find_runtime(given: Option<&str>) -> Result<PathBuf> {
+/// The program given, or the one built beside this one.
+fn find(given: Option<&str>, name: &str) -> Result<PathBuf> {
     let path = match given {
         Some(path) => PathBuf::from(path),
-        None => beside_this_program()?,
+        None => beside_this_program(name)?,
     };
     path.canonicalize()
-        .with_context(|| format!("runtime under test: {}", path.display()))
+        .with_context(|| format!("program under test: {}", path.display()))
 }
 
-/// `target/<triple>/release/rtc`, seen from `target/<triple>/<profile>/rtc-tests`; or `rtc` in the same directory.
-fn beside_this_program() -> Result<PathBuf> {
+/// `target/<triple>/release/NAME`, seen from `target/<triple>/<profile>/rtc-tests`; or NAME in the same directory.
+fn beside_this_program(name: &str) -> Result<PathBuf> {
     let program = std::env::current_exe().context("/proc/self/exe")?;
     let directory = program.parent().unwrap_or(Path::new("/"));
-    let release = directory.parent().unwrap_or(directory).join("release/rtc");
+    let release = directory.parent().unwrap_or(directory).join("release").join(name);
     Ok(if release.exists() {
         release
     } else {
-        directory.join("rtc")
+        directory.join(name)
     })
 }

@@ -76,12 +76,13 @@ fn base_directory() -> Result<PathBuf> {
 }
 
 fn run_all(options: &Options, base: &Path, chosen: Vec<&'static Registered>) -> Result<Report> {
-    println!(
-        "{} tests, {} at a time: {}",
-        chosen.len(),
-        options.jobs,
-        options.rtc.display()
-    );
+    let mut programs: Vec<_> = chosen
+        .iter()
+        .map(|test| options.under_test(test.area()))
+        .collect();
+    programs.sort_unstable();
+    programs.dedup();
+    println!("{} tests, {} at a time: {programs:?}", chosen.len(), options.jobs);
     let next = AtomicUsize::new(0);
     let results = Mutex::new((Report::default(), Vec::new()));
     std::thread::scope(|scope| {
@@ -197,7 +198,7 @@ fn run_one(options: &Options, base: &Path, test: &Registered) -> Outcome {
     };
     let outcome = match (
         outcome,
-        lists::expected_failure(lists::peer(&options.rtc), test.name),
+        lists::expected_failure(lists::peer(options.under_test(test.area())), test.name),
     ) {
         (Outcome::Failed { .. }, Some(reason)) => Outcome::Expected(reason),
         (Outcome::Passed, Some(_)) => Outcome::Unexpected,
@@ -215,6 +216,7 @@ fn supervise(options: &Options, base: &Path, test: &Registered) -> Result<Outcom
     command.args(["supervise", &test.path()]).stdin(Stdio::null());
     command
         .env("RTC", &options.rtc)
+        .env("SHIM", &options.shim)
         .env("RTC_TESTS_DIRECTORY", base.join(&id))
         .env("RTC_TESTS_CGROUP", format!("/rtc-test-{id}"))
         .env("RTC_TESTS_TIMEOUT", options.timeout.to_string());

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,12 @@ use crate::{lists, registry};
 
 /// Exit status of a test process that skipped.
 pub(crate) const SKIPPED: i32 = 77;
+
+/// What a test's containerd namespace begins with.
+pub(crate) const NAMESPACE: &str = "rtc-test-";
+
+/// File of the test's directory that lists sockets which must be gone after it.
+pub(crate) const SOCKETS: &str = "sockets";
 
 /// The error by which a test ends as skipped.
 #[derive(Debug)]
@@ -35,6 +42,8 @@ impl std::error::Error for Skip {}
 pub(crate) struct Test {
     /// The runtime under test.
     pub(crate) rtc: PathBuf,
+    /// The shim under test.
+    pub(crate) shim: PathBuf,
     /// The runtime's `--root`.
     pub(crate) root: PathBuf,
     /// Directory for whatever the test makes; also its working directory.
@@ -48,6 +57,16 @@ pub(crate) struct Test {
     counter: Cell<u32>,
     /// Containers to delete at the end if they are still there.
     to_delete: RefCell<Vec<String>>,
+    /// What else has to be done when the test is over.
+    at_end: RefCell<Vec<AtEnd>>,
+}
+
+type AtEnd = Box<dyn FnOnce() -> Result<()>>;
+
+impl fmt::Debug for Test {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Test").field(&self.unique).finish()
+    }
 }
 
 /// A variable the runner sets.
@@ -67,6 +86,7 @@ pub(crate) fn main(path: &str) -> Result<ExitCode> {
     };
     let test = Test {
         rtc: PathBuf::from(environment("RTC")?),
+        shim: PathBuf::from(environment("SHIM")?),
         root: base.join("root"),
         directory: base.join("t"),
         unique: cgroup.path.rsplit('-').next().unwrap_or_default().to_owned(),
@@ -74,13 +94,14 @@ pub(crate) fn main(path: &str) -> Result<ExitCode> {
         base,
         counter: Cell::new(0),
         to_delete: RefCell::default(),
+        at_end: RefCell::default(),
     };
-    let result = (registered.run)(&test).and_then(|()| test.delete_containers());
+    let result = (registered.run)(&test).and_then(|()| test.end());
     match result {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => match error.downcast_ref::<Skip>() {
             Some(Skip(reason)) => {
-                test.delete_containers()?;
+                test.end()?;
                 fs::write(test.base.join("skipped"), reason)?;
                 Ok(ExitCode::from(SKIPPED.unsigned_abs() as u8))
             }
@@ -176,6 +197,34 @@ impl Test {
     /// Has the container deleted when the test is over, if it is still there then.
     pub(crate) fn delete_at_end(&self, id: &str) {
         self.to_delete.borrow_mut().push(id.to_owned());
+    }
+
+    /// Has this done when the test is over, the last one first.
+    pub(crate) fn at_end(&self, action: impl FnOnce() -> Result<()> + 'static) {
+        self.at_end.borrow_mut().push(Box::new(action));
+    }
+
+    /// containerd's namespace of this test: a directory of the runtime's root, too.
+    pub(crate) fn namespace(&self) -> String {
+        format!("{NAMESPACE}{}", self.unique)
+    }
+
+    /// Whether the shim under test is ours, not a peer.
+    pub(crate) fn shim_is_ours(&self) -> bool {
+        lists::peer(&self.shim).is_none()
+    }
+
+    /// Has the supervisor look whether this socket is gone after the test.
+    pub(crate) fn remember_socket(&self, socket: &Path) -> Result<()> {
+        let mut list = append(&self.base.join(SOCKETS))?;
+        writeln!(list, "{}", socket.display()).context("list of sockets")
+    }
+
+    fn end(&self) -> Result<()> {
+        while let Some(action) = self.at_end.borrow_mut().pop() {
+            action()?;
+        }
+        self.delete_containers()
     }
 
     fn delete_containers(&self) -> Result<()> {

@@ -87,7 +87,7 @@ impl Cgroup {
     }
 }
 
-fn duplicate(dir: &Dir) -> Result<OwnedFd> {
+pub(super) fn duplicate(dir: &Dir) -> Result<OwnedFd> {
     Ok(dir
         .as_fd()
         .try_clone_to_owned()

@@ -80,18 +80,7 @@ impl Cgroup {
 
     /// Kills what is listed and was not killed before. Whether there was any.
     fn kill_new(&self, killed: &mut Vec<Pid>) -> Result<bool> {
-        let before = killed.len();
-        for pid in self.processes()? {
-            // Those outside of our PID namespace are listed as 0, which would be our own process group.
-            if pid.as_raw() <= 0 || killed[..before].contains(&pid) {
-                continue;
-            }
-            match kill(pid, Signal::SIGKILL) {
-                Ok(()) | Err(Errno::ESRCH) => killed.push(pid),
-                Err(errno) => return Err(errno).call(|| format!("kill({pid}, SIGKILL)"))?,
-            }
-        }
-        Ok(killed.len() > before)
+        kill_listed(self.processes()?, killed)
     }
 
     /// Removes the cgroup and those below it, waiting until the kernel lets go of processes that were killed.
@@ -123,12 +112,28 @@ impl Cgroup {
     }
 }
 
-fn gone(errno: Errno) -> bool {
+/// Kills those that were not killed before. Whether there was any.
+pub(super) fn kill_listed(listed: Vec<Pid>, killed: &mut Vec<Pid>) -> Result<bool> {
+    let before = killed.len();
+    for pid in listed {
+        // Those outside of our PID namespace are listed as 0, which would be our own process group.
+        if pid.as_raw() <= 0 || killed[..before].contains(&pid) {
+            continue;
+        }
+        match kill(pid, Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => killed.push(pid),
+            Err(errno) => return Err(errno).call(|| format!("kill({pid}, SIGKILL)"))?,
+        }
+    }
+    Ok(killed.len() > before)
+}
+
+pub(super) fn gone(errno: Errno) -> bool {
     matches!(errno, Errno::ENOENT | Errno::ENODEV)
 }
 
 /// Reads the processes of a cgroup and of those below it.
-fn collect(dir: &Dir, found: &mut Vec<Pid>, depth: usize) -> Result<()> {
+pub(super) fn collect(dir: &Dir, found: &mut Vec<Pid>, depth: usize) -> Result<()> {
     let listed = match dir.read_list("cgroup.procs") {
         Err(error) if gone(error.errno) => return Ok(()),
         // A threaded cgroup: its processes are listed in the domain above it, its threads here.
@@ -190,7 +195,7 @@ fn remove_tree(path: &Path, deadline: Instant) -> Result<()> {
     }
 }
 
-fn remove_below(parent: &Dir, name: &str, depth: usize) -> crate::sys::Result<()> {
+pub(super) fn remove_below(parent: &Dir, name: &str, depth: usize) -> crate::sys::Result<()> {
     match parent.remove(name) {
         Err(error) if error.errno == Errno::ENOENT => return Ok(()),
         Err(error) if matches!(error.errno, Errno::EBUSY | Errno::ENOTEMPTY) && depth < DEPTH => {}

@@ -4,6 +4,7 @@
 //! Layout::detect -> place, make    -> join_target  -> (clone) -> ...  cgroupfs: the child is born in it
 //!                                  -> (clone, gate) -> attach -> ...  systemd: it makes a scope around the child
 //!                   apply, apply_devices: limits (pure translation in limits, devices; the writing in apply)
+//!                   make_exec_cgroup: one below it for a process of the shim's exec
 //!                   processes, kill, freeze, thaw, stats, oom_watch    any time
 //!                   remove
 //! ```
@@ -20,6 +21,7 @@ mod apply;
 mod create;
 mod devices;
 mod dir;
+mod exec;
 mod existing;
 mod freezer;
 mod join;
@@ -42,10 +44,13 @@ use serde::{Deserialize, Serialize};
 
 use create::Made;
 use dir::Dir;
+pub use exec::ExecCgroup;
 pub use join::JoinTarget;
 pub use layout::{Hierarchy, Layout};
 pub use oom::{OomEvent, OomWatch};
-pub use stats::Stats;
+pub use stats::{
+    Blkio, BlkioEntry, Cpu, CpuUsage, HugeTlb, Memory, MemoryEntry, Pids, Pressure, Psi, Stats, Throttling,
+};
 
 use crate::sys;
 

@@ -4,13 +4,17 @@
 //! v2  memory.events: poll(POLLPRI), then read "oom_kill"      the end: cgroup.events "populated 0"
 //! v1  an eventfd registered for memory.oom_control            the end: the eventfd fires, and the cgroup is gone
 //! ```
+//!
+//! Both become one descriptor that is readable when there is something to look at: on v2 an epoll instance over the two
+//! files, for which it makes POLLIN of their POLLPRI.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::watch::Watched;
@@ -37,6 +41,7 @@ enum Source {
     V2 {
         memory: Watched,
         cgroup: Watched,
+        ready: Epoll,
         kills: u64,
     },
     V1 {
@@ -69,9 +74,16 @@ fn watch_v2(dir: &Dir) -> Result<Source> {
     let memory = Watched::open(dir, "memory.events")?;
     let cgroup = Watched::open(dir, "cgroup.events")?;
     let kills = memory.value("oom_kill")?.unwrap_or(0);
+    let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).call(|| "epoll_create1".to_owned())?;
+    for file in [&memory, &cgroup] {
+        ready
+            .add(file, EpollEvent::new(EpollFlags::EPOLLPRI, 0))
+            .call(|| "epoll_ctl(EPOLL_CTL_ADD)".to_owned())?;
+    }
     Ok(Source::V2 {
         memory,
         cgroup,
+        ready,
         kills,
     })
 }
@@ -91,7 +103,27 @@ fn watch_v1(dir: &Dir) -> Result<Source> {
     })
 }
 
+impl AsFd for OomWatch {
+    /// Readable when there is something to [`OomWatch::look`] at.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.0 {
+            Source::V2 { ready, .. } => ready.0.as_fd(),
+            Source::V1 { event, .. } => event.as_fd(),
+        }
+    }
+}
+
 impl OomWatch {
+    /// What has happened since the last look, without waiting: `Oom`, `End` or nothing. Whoever is told of readiness by its
+    /// edges looks until there is nothing.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel's files can't be read.
+    pub fn look(&mut self) -> Result<Option<OomEvent>> {
+        self.0.look()
+    }
+
     /// Waits for the next event, at most so long.
     ///
     /// # Errors
@@ -107,7 +139,11 @@ impl OomWatch {
             if left.is_zero() {
                 return Ok(OomEvent::Timeout);
             }
-            self.0.poll(left)?;
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno).call(|| "poll(oom)".to_owned())?,
+            }
         }
     }
 }
@@ -120,6 +156,7 @@ impl Source {
                 memory,
                 cgroup,
                 kills,
+                ..
             } => {
                 let now = match memory.value("oom_kill") {
                     Err(error) if error.errno == Errno::ENODEV => return Ok(Some(OomEvent::End)),
@@ -143,24 +180,6 @@ impl Source {
                 Err(Errno::EAGAIN) => Ok(None),
                 Err(errno) => Err(errno).call(|| "read(eventfd)".to_owned())?,
             },
-        }
-    }
-
-    fn poll(&self, timeout: Duration) -> Result<()> {
-        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
-        let polled = match self {
-            Self::V2 { memory, cgroup, .. } => poll(
-                &mut [
-                    PollFd::new(memory.as_fd(), PollFlags::POLLPRI),
-                    PollFd::new(cgroup.as_fd(), PollFlags::POLLPRI),
-                ],
-                timeout,
-            ),
-            Self::V1 { event, .. } => poll(&mut [PollFd::new(event.as_fd(), PollFlags::POLLIN)], timeout),
-        };
-        match polled {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(errno).call(|| "poll(oom)".to_owned())?,
         }
     }
 }

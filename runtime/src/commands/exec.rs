@@ -90,10 +90,11 @@ fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
         detach,
         preserve_fds: create::preserved(parsed)?.count,
         cgroup: parsed.texts("cgroup")?,
+        own_cgroup: false,
         ignore_paused: parsed.is_on("ignore-paused"),
         reporter: None,
     };
-    container::exec(&global.state_root(), &id, options)
+    Ok(container::exec(&global.state_root(), &id, options)?.status)
 }
 
 fn overrides(parsed: &Parsed) -> Result<ExecOverrides> {

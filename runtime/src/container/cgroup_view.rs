@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+
 use crate::cgroup::{Cgroup, Layout};
 use crate::rootfs::{Cgroups, Hierarchy};
 
@@ -55,4 +57,72 @@ fn links(root: &Path) -> Vec<(String, String)> {
         Some((entry.file_name().into_string().ok()?, target.to_str()?.to_owned()))
     });
     links.collect()
+}
+
+/// Whether the container is given its cgroup to write to: by a mount of type `cgroup`, by a bind of the machine's trees or
+/// what they are below, or because it sees the machine's mounts anyway. (One with CAP_SYS_ADMIN could get it all the same.)
+#[must_use]
+pub fn writes_cgroup(spec: &Spec) -> bool {
+    let namespaces = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().as_ref());
+    let own_mounts = namespaces
+        .into_iter()
+        .flatten()
+        .any(|namespace| namespace.typ() == LinuxNamespaceType::Mount);
+    !own_mounts || spec.mounts().iter().flatten().any(shows_writable_cgroup)
+}
+
+fn shows_writable_cgroup(mount: &Mount) -> bool {
+    let options = mount.options().as_deref().unwrap_or_default();
+    let last = options
+        .iter()
+        .rev()
+        .find(|option| ["ro", "rw", "rro"].contains(&option.as_str()));
+    if last.is_some_and(|option| option != "rw") {
+        return false;
+    }
+    let of_cgroups = mount
+        .typ()
+        .as_deref()
+        .is_some_and(|typ| typ.starts_with("cgroup"));
+    let shows_root = mount.source().as_deref().is_some_and(|source| {
+        source.is_absolute() && (source.starts_with(ROOT) || Path::new(ROOT).starts_with(source))
+    });
+    of_cgroups || shows_root
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn writes(mounts: &str) -> bool {
+        let config = format!(
+            r#"{{"ociVersion": "1.2.0", "mounts": [{mounts}], "linux": {{"namespaces": [{{"type": "mount"}}]}}}}"#
+        );
+        writes_cgroup(&serde_json::from_str(&config).unwrap())
+    }
+
+    #[test]
+    fn a_container_writes_its_cgroup_where_it_is_mounted_so() {
+        assert!(!writes(""));
+        assert!(!writes(
+            r#"{"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "ro"]}"#
+        ));
+        assert!(writes(
+            r#"{"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "rw"]}"#
+        ));
+        assert!(writes(
+            r#"{"destination": "/host", "type": "bind", "source": "/", "options": ["rbind"]}"#
+        ));
+        assert!(writes(
+            r#"{"destination": "/c", "type": "bind", "source": "/sys/fs/cgroup/x", "options": ["bind"]}"#
+        ));
+        assert!(!writes(
+            r#"{"destination": "/data", "type": "bind", "source": "/sys/fs/bpf", "options": ["bind"]}"#
+        ));
+        let of_the_host = r#"{"ociVersion": "1.2.0", "linux": {"namespaces": []}}"#;
+        assert!(writes_cgroup(&serde_json::from_str(of_the_host).unwrap()));
+    }
 }

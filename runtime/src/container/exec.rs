@@ -8,9 +8,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
 use oci_spec::runtime::{Linux, Process, Spec};
+use serde::{Deserialize, Serialize};
 
 use crate::bundle;
-use crate::cgroup::JoinTarget;
+use crate::cgroup::{ExecCgroup, JoinTarget};
+use crate::container::cgroup_view::writes_cgroup;
 use crate::container::create::{check_terminal, terminal_of};
 use crate::container::exec_process::ExecProcess;
 use crate::container::handover::{send_listener, send_master, send_pidfd, write_pid_file};
@@ -48,6 +50,8 @@ pub struct ExecOptions<'a> {
     pub preserve_fds: u32,
     /// Cgroups below the container's, as `exec --cgroup` takes them.
     pub cgroup: Vec<String>,
+    /// Give it a cgroup of its own, where that is possible.
+    pub own_cgroup: bool,
     /// Exec also into a paused container; the process runs once it is resumed.
     pub ignore_paused: bool,
     /// In a worker of the shim: where the process, what helped to make it, and the master of its terminal are reported.
@@ -55,12 +59,21 @@ pub struct ExecOptions<'a> {
     pub reporter: Option<&'a Reporter>,
 }
 
-/// Runs a process in a container. Returns its status, or 0 with `detach`.
+/// What became of an `exec`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Executed {
+    /// The status of the process; 0 where nobody waited for it.
+    pub status: i32,
+    /// The name of its own cgroup, where it has one ([`crate::cgroup::Cgroup::exec_cgroup`]).
+    pub cgroup: Option<String>,
+}
+
+/// Runs a process in a container.
 ///
 /// # Errors
 ///
 /// The container is in no status for it, or the process can't be run.
-pub fn exec(root: &StateRoot, id: &ContainerId, mut options: ExecOptions<'_>) -> Result<i32> {
+pub fn exec(root: &StateRoot, id: &ContainerId, mut options: ExecOptions<'_>) -> Result<Executed> {
     let directory = root.open(id)?;
     let record = directory.complete_record()?;
     let operation = if options.ignore_paused {
@@ -84,19 +97,25 @@ pub fn exec(root: &StateRoot, id: &ContainerId, mut options: ExecOptions<'_>) ->
         record: &record,
         spec: &spec,
     };
-    let spawned = container.spawn(&process, &options)?;
-    let master = match container.serve(&spawned, &options) {
-        Ok(master) => master,
+    let mut cgroup = container.own_cgroup(&options)?;
+    let (spawned, master) = match container.start(&process, &options, &mut cgroup) {
+        Ok(started) => started,
         Err(error) => {
-            let _ = process::pidfd_send_signal(&spawned.child.pidfd, libc::SIGKILL);
-            if options.reporter.is_none() {
-                let _ = process::wait(&spawned.child.pidfd);
+            if let Some(cgroup) = cgroup {
+                cgroup.discard();
             }
             return Err(error);
         }
     };
-    let Some(signals) = signals else { return Ok(0) };
-    Ok(foreground::wait(&spawned.child, &signals, master, NOTHING)?.status())
+    let cgroup = cgroup.map(|cgroup| cgroup.name().to_owned());
+    let Some(signals) = signals else {
+        return Ok(Executed { status: 0, cgroup });
+    };
+    let exit = foreground::wait(&spawned.child, &signals, master, NOTHING)?;
+    Ok(Executed {
+        status: exit.status(),
+        cgroup,
+    })
 }
 
 /// An exec reports to no service manager.
@@ -111,7 +130,41 @@ struct Container<'a> {
 }
 
 impl Container<'_> {
-    fn spawn(&self, process: &Process, options: &ExecOptions<'_>) -> Result<Spawned> {
+    /// A cgroup of its own for the process, where it is asked for and the container leaves its cgroup to us.
+    fn own_cgroup(&self, options: &ExecOptions<'_>) -> Result<Option<ExecCgroup>> {
+        if !options.own_cgroup || !options.cgroup.is_empty() || writes_cgroup(self.spec) {
+            return Ok(None);
+        }
+        self.record.cgroup.make_exec_cgroup()
+    }
+
+    /// Makes the process and serves it until it executes its program; returns the master of its terminal, where that is ours
+    /// to relay. The cgroup is taken away where it can't be used.
+    fn start(
+        &self,
+        process: &Process,
+        options: &ExecOptions<'_>,
+        cgroup: &mut Option<ExecCgroup>,
+    ) -> Result<(Spawned, Option<OwnedFd>)> {
+        let spawned = self.spawn(process, options, cgroup)?;
+        match self.serve(&spawned, options) {
+            Ok(master) => Ok((spawned, master)),
+            Err(error) => {
+                let _ = process::pidfd_send_signal(&spawned.child.pidfd, libc::SIGKILL);
+                if options.reporter.is_none() {
+                    let _ = process::wait(&spawned.child.pidfd);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn spawn(
+        &self,
+        process: &Process,
+        options: &ExecOptions<'_>,
+        own_cgroup: &mut Option<ExecCgroup>,
+    ) -> Result<Spawned> {
         let Self { record, spec, .. } = self;
         let default = Linux::default();
         let linux = spec.linux().as_ref().unwrap_or(&default);
@@ -140,11 +193,6 @@ impl Container<'_> {
                 preserve_fds: options.preserve_fds,
             },
         };
-        let cgroup = if options.cgroup.is_empty() {
-            record.cgroup.join_target()?
-        } else {
-            record.cgroup.join_target_below(&options.cgroup)?
-        };
         let in_user_namespace = flags & CLONE_NEWUSER != 0;
         let before_entering = || {
             if in_user_namespace {
@@ -171,6 +219,21 @@ impl Container<'_> {
             spawn(&birth, |channel| {
                 join.take().context("the process was made before")?.run(channel)
             })
+        };
+        if let Some(cgroup) = own_cgroup {
+            match spawn_into(&cgroup.join_target()?) {
+                Err(error) if is_busy(&error) => {}
+                spawned => return spawned,
+            }
+        }
+        // The container has begun to use its cgroup meanwhile.
+        if let Some(unused) = own_cgroup.take() {
+            unused.discard();
+        }
+        let cgroup = if options.cgroup.is_empty() {
+            record.cgroup.join_target()?
+        } else {
+            record.cgroup.join_target_below(&options.cgroup)?
         };
         match spawn_into(&cgroup) {
             // It has passed its controllers on to cgroups below, and takes no processes any more.

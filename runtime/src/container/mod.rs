@@ -26,7 +26,7 @@ pub mod update;
 
 pub use create::{CreateOptions, Created, create};
 pub use delete::delete;
-pub use exec::{ExecOptions, exec};
+pub use exec::{ExecOptions, Executed, exec};
 pub use exec_process::{ExecOverrides, ExecProcess};
 pub use id::ContainerId;
 pub use kill::kill;

@@ -27,8 +27,9 @@ macro_rules! entry {
     };
 }
 
-/// What the kernel put on the stack: arguments and, behind them, the environment, as first and last address.
-static GIVEN: [AtomicPtr<u8>; 2] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 2];
+/// What the kernel put on the stack: arguments and, behind them, the environment: first address, that of the last
+/// argument's NUL, that of the last NUL of all.
+static GIVEN: [AtomicPtr<u8>; 3] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 3];
 
 /// Called by [`entry!`](crate::entry) before anything else, with what the kernel put on the stack.
 pub fn prepare(arguments: *const *const libc::c_char) {
@@ -49,15 +50,22 @@ fn remember(arguments: *const *const libc::c_char) {
     if count == 0 {
         return;
     }
-    let last = at(if variables == 0 {
-        count - 1
-    } else {
-        count + variables
-    });
-    // SAFETY: a NUL-terminated string of the kernel's making.
-    let length = unsafe { libc::strlen(last) };
+    let end = |index: usize| {
+        let last = at(index);
+        // SAFETY: a NUL-terminated string of the kernel's making.
+        let length = unsafe { libc::strlen(last) };
+        last.cast_mut().cast::<u8>().wrapping_add(length)
+    };
     GIVEN[0].store(at(0).cast_mut().cast(), Relaxed);
-    GIVEN[1].store(last.cast_mut().cast::<u8>().wrapping_add(length), Relaxed);
+    GIVEN[1].store(end(count - 1), Relaxed);
+    GIVEN[2].store(
+        end(if variables == 0 {
+            count - 1
+        } else {
+            count + variables
+        }),
+        Relaxed,
+    );
 }
 
 /// Forgets the arguments and the environment that this process was started with: a container can read them in
@@ -67,20 +75,36 @@ pub fn forget_caller() {
     unsafe extern "C" {
         static mut environ: *mut *mut libc::c_char;
     }
-    const NAME: &[u8] = b"rtc init";
-    let (first, last) = (GIVEN[0].load(Relaxed), GIVEN[1].load(Relaxed));
-    if first.is_null() {
+    if GIVEN[0].load(Relaxed).is_null() {
         return;
     }
     // SAFETY: with a single thread nobody reads or changes the environment meanwhile; an empty one is a null pointer.
     unsafe { environ = std::ptr::null_mut() };
+    overwrite(b"rtc init", &GIVEN[2]);
+}
+
+/// Shows these as the command line of this process in `/proc/<pid>/cmdline` (`ps`), cut to the room that the arguments
+/// have; the environment stays. [`std::env::args_os`] must not be asked again. In a program without
+/// [`entry!`](crate::entry) this does nothing.
+pub fn rename(arguments: &[std::ffi::OsString]) {
+    use std::os::unix::ffi::OsStrExt;
+    let line: Vec<&[u8]> = arguments.iter().map(|argument| argument.as_bytes()).collect();
+    overwrite(&line.join(&0), &GIVEN[1]);
+}
+
+/// Puts a text where the kernel laid out what this process was given, with zeroes behind it up to a NUL of it.
+fn overwrite(text: &[u8], last: &AtomicPtr<u8>) {
+    let (first, last) = (GIVEN[0].load(Relaxed), last.load(Relaxed));
+    if first.is_null() {
+        return;
+    }
     let length = last as usize - first as usize;
     // SAFETY: the kernel lays all these strings out one behind the other, in the writable stack of this process, and
-    // nobody looks at them any more.
+    // nobody looks at them any more, or as at bytes that may change.
     unsafe { std::ptr::write_bytes(first, 0, length) };
-    let name = &NAME[..NAME.len().min(length)];
-    // SAFETY: as above; the name is cut to what there is.
-    unsafe { std::ptr::copy_nonoverlapping(name.as_ptr(), first, name.len()) };
+    let text = &text[..text.len().min(length)];
+    // SAFETY: as above; the text is cut to what there is.
+    unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), first, text.len()) };
 }
 
 /// Opens `/dev/null` under those of 0, 1 and 2 that are closed.

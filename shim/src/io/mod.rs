@@ -8,12 +8,34 @@
 //! cri://            a log in the format of CRI, written by a process of ours
 //! terminal          the master of its terminal, relayed
 //! ```
+//!
+//! ```text
+//! open -> (the process is born, ChildEnds are dropped) -> attach_terminal -> ... -> it ends -> drain -> close
+//! ```
+
+mod copy;
+pub(crate) mod fifo;
+mod target;
+mod terminal;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::error::Result;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use rtc_runtime::sys::Named as _;
+use tokio::io::Interest;
+use tokio::time::Instant;
+
+use self::copy::{Copy, copy, stream};
+use self::fifo::{Fifo, failed, own};
+use self::target::Target;
+use self::terminal::Terminal;
+use crate::error::{Error, Kind, Result};
 
 /// What a request says.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +52,8 @@ pub(crate) struct Request {
     pub(crate) id: String,
     /// Where relative things are.
     pub(crate) bundle: PathBuf,
+    /// It gets pipes in place of FIFOs, and the shim copies: [`fifo::needs_pipes`].
+    pub(crate) pipes: bool,
 }
 
 /// The process' ends: its descriptors 0, 1 and 2. To be dropped once it has them.
@@ -40,32 +64,216 @@ pub(crate) struct ChildEnds {
     pub(crate) stderr: OwnedFd,
 }
 
-/// The shim's side, as long as the process is known.
-#[derive(Debug)]
-pub(crate) struct Io {}
+/// The shim's side, as long as the process is known. Dropping it is [`Io::close`].
+#[derive(Debug, Default)]
+pub(crate) struct Io(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Keeps the readers of the output from seeing an end.
+    holds: Vec<OwnedFd>,
+    /// Keeps the input open until CloseIO.
+    stdin: Option<OwnedFd>,
+    /// From its output's pipes to FIFOs.
+    copies: Vec<Copy>,
+    /// From a FIFO to its input's pipe.
+    stdin_copy: Option<Copy>,
+    /// For the terminal that is yet to come: its input and output.
+    for_terminal: (Option<OwnedFd>, Option<OwnedFd>),
+    terminal: Option<Terminal>,
+}
 
 impl Io {
-    /// Opens what the request names.
-    pub(crate) async fn open(_request: &Request) -> Result<(Self, ChildEnds)> {
-        unreachable!("io")
+    /// Opens what the request names. Is to be called in the context of the asynchronous runtime.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument` for what can't be meant; `FailedPrecondition` for a FIFO that is not there.
+    pub(crate) async fn open(request: &Request) -> Result<(Self, ChildEnds)> {
+        let stdin = Target::parse("stdin", &request.stdin)?;
+        let (stdout, stderr) = outputs(request)?;
+        let mut state = State::default();
+        let ends = if request.terminal {
+            state.for_terminal.0 = state.input_of_terminal(&stdin)?;
+            match stdout {
+                Target::Null => {}
+                Target::Fifo(path) => state.for_terminal.1 = Some(Fifo::open("stdout", &path)?.into_hold()),
+                Target::Logger(_) => return Err(Error::text(Kind::Unimplemented, "a logger")),
+            }
+            ChildEnds {
+                stdin: null(OFlag::O_RDWR)?,
+                stdout: null(OFlag::O_RDWR)?,
+                stderr: null(OFlag::O_RDWR)?,
+            }
+        } else {
+            let stdin = state.input(request, &stdin)?;
+            ChildEnds {
+                stdin,
+                stdout: state.output(request, "stdout", &stdout)?,
+                stderr: state.output(request, "stderr", &stderr)?,
+            }
+        };
+        Ok((Self(Mutex::new(state)), ends))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Relays the terminal whose master this is, from now on.
-    pub(crate) fn attach_terminal(&self, _master: OwnedFd) -> Result<()> {
-        unreachable!("io")
+    ///
+    /// # Errors
+    ///
+    /// It is no terminal's.
+    pub(crate) fn attach_terminal(&self, master: OwnedFd) -> Result<()> {
+        let mut state = self.state();
+        let (input, output) = std::mem::take(&mut state.for_terminal);
+        state.terminal = Some(Terminal::relay(master, input, output)?);
+        Ok(())
     }
 
-    /// Changes the size of the terminal.
-    pub(crate) fn resize(&self, _rows: u16, _columns: u16) -> Result<()> {
-        unreachable!("io")
+    /// Changes the size of the terminal. Without one it does nothing, as in containerd's shim.
+    pub(crate) fn resize(&self, rows: u16, columns: u16) -> Result<()> {
+        match &self.state().terminal {
+            Some(terminal) => terminal.resize(rows, columns),
+            None => Ok(()),
+        }
     }
 
-    /// Nothing more comes on its standard input.
-    pub(crate) fn close_stdin(&self) {}
+    /// Nothing more comes on its standard input from us: it ends when no client has it open any more either.
+    pub(crate) fn close_stdin(&self) {
+        self.state().stdin.take();
+    }
 
-    /// After the process' end: returns when all of its output was passed on, or patience is over.
-    pub(crate) async fn drain(&self, _patience: Duration) {}
+    /// After the process' end: returns when all of its output was passed on, or patience is over. Output that goes to a
+    /// FIFO is there already.
+    pub(crate) async fn drain(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        let (copies, terminal) = {
+            let state = self.state();
+            let copies: Vec<_> = state.copies.iter().map(|copy| copy.drained(deadline)).collect();
+            (
+                copies,
+                state
+                    .terminal
+                    .as_ref()
+                    .and_then(|terminal| terminal.drained(deadline)),
+            )
+        };
+        for copy in copies {
+            copy.await;
+        }
+        if let Some(terminal) = terminal {
+            terminal.await;
+        }
+    }
 
-    /// Lets go of everything.
-    pub(crate) fn close(&self) {}
+    /// Lets go of everything: the readers of the output see its end, once nobody else has it open; a terminal is hung up.
+    pub(crate) fn close(&self) {
+        *self.state() = State::default();
+    }
+}
+
+impl State {
+    /// The process' standard input.
+    fn input(&mut self, request: &Request, target: &Target) -> Result<OwnedFd> {
+        let Some((fifo, hold)) = stdin_fifo(target)? else {
+            return null(OFlag::O_RDONLY);
+        };
+        self.stdin = Some(hold);
+        if !request.pipes {
+            return fifo.end(OFlag::O_RDONLY, request.owner);
+        }
+        let (read, write) = pipe()?;
+        own(&read, request.owner)?;
+        let from = stream(fifo.reopen(OFlag::O_RDONLY)?, Interest::READABLE)?;
+        let to = stream(write, Interest::WRITABLE)?;
+        self.stdin_copy = Some(Copy::start(|progress| async move {
+            copy(&from, Some(&to), false, &progress).await;
+        }));
+        Ok(read)
+    }
+
+    /// What a terminal is fed from.
+    fn input_of_terminal(&mut self, target: &Target) -> Result<Option<OwnedFd>> {
+        let Some((fifo, hold)) = stdin_fifo(target)? else {
+            return Ok(None);
+        };
+        self.stdin = Some(hold);
+        fifo.reopen(OFlag::O_RDONLY).map(Some)
+    }
+
+    /// The process' standard output or standard error.
+    fn output(&mut self, request: &Request, field: &'static str, target: &Target) -> Result<OwnedFd> {
+        let path = match target {
+            Target::Null => return null(OFlag::O_WRONLY),
+            Target::Fifo(path) => path,
+            Target::Logger(_) => return Err(Error::text(Kind::Unimplemented, "a logger")),
+        };
+        let fifo = Fifo::open(field, path)?;
+        if !request.pipes {
+            let end = fifo.end(OFlag::O_WRONLY, request.owner)?;
+            self.holds.push(fifo.into_hold());
+            return Ok(end);
+        }
+        let (read, write) = pipe()?;
+        own(&write, request.owner)?;
+        let from = stream(read, Interest::READABLE)?;
+        let to = stream(fifo.into_hold(), Interest::WRITABLE)?;
+        self.copies.push(Copy::start(|progress| async move {
+            copy(&from, Some(&to), true, &progress).await;
+        }));
+        Ok(write)
+    }
+}
+
+/// Standard input as a FIFO, and the descriptor that keeps it open.
+fn stdin_fifo(target: &Target) -> Result<Option<(Fifo, OwnedFd)>> {
+    match target {
+        Target::Null => Ok(None),
+        Target::Fifo(path) => {
+            let fifo = Fifo::open("stdin", path)?;
+            let hold = fifo.reopen(OFlag::O_WRONLY | OFlag::O_NONBLOCK)?;
+            Ok(Some((fifo, hold)))
+        }
+        Target::Logger(_) => {
+            let text = "stdin: a logger gives no input; it is a FIFO or empty";
+            Err(Error::text(Kind::InvalidArgument, text))
+        }
+    }
+}
+
+/// Where the output goes. A logger takes both streams, also where standard error names none, as in containerd.
+fn outputs(request: &Request) -> Result<(Target, Target)> {
+    let stdout = Target::parse("stdout", &request.stdout)?;
+    if request.terminal {
+        return Ok((stdout, Target::Null));
+    }
+    let stderr = Target::parse("stderr", &request.stderr)?;
+    let refused = |why: &str| {
+        let text = format!("stderr: {:?}: {why}", request.stderr);
+        Err(Error::text(Kind::InvalidArgument, text))
+    };
+    match (&stdout, &stderr) {
+        (Target::Logger(_), Target::Null) => Ok((stdout.clone(), stdout)),
+        (Target::Logger(_), other) if *other != stdout => {
+            refused("a logger takes both streams; it is the same as stdout, or empty")
+        }
+        (Target::Null | Target::Fifo(_), Target::Logger(_)) => {
+            refused("a logger takes both streams; name it as stdout too")
+        }
+        _ => Ok((stdout, stderr)),
+    }
+}
+
+fn null(flag: OFlag) -> Result<OwnedFd> {
+    open("/dev/null", flag | OFlag::O_CLOEXEC, Mode::empty())
+        .call(|| "open(\"/dev/null\")".into())
+        .map_err(failed)
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    nix::unistd::pipe2(OFlag::O_CLOEXEC)
+        .call(|| "pipe2".into())
+        .map_err(failed)
 }

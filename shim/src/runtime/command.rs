@@ -188,7 +188,11 @@ impl Command {
         let (process, master) = self
             .make_process(invocation, &wanted.container, wanted.terminal)
             .await?;
-        Ok(Started { process, master })
+        Ok(Started {
+            process,
+            master,
+            cgroup: None,
+        })
     }
 
     pub(super) async fn kill_all(&self, id: &ContainerId, signal: i32) -> Result<()> {

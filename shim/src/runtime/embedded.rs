@@ -78,7 +78,7 @@ impl Embedded {
         if let Err(Failure::Died(_)) = &outcome
             && let Err(error) = self.force_delete(&id, &bundle).await
         {
-            rtc_runtime::log::warn(format_args!("clean up: {error:#}"));
+            crate::log::warn(format_args!("clean up: {error}"));
         }
         let outcome = outcome
             .map_err(anyhow::Error::from)
@@ -176,6 +176,9 @@ impl Embedded {
         Ok(Started {
             process: outcome.born.context("the worker reported no process")?,
             master: outcome.terminal,
+            cgroup: String::from_utf8(outcome.result)
+                .ok()
+                .filter(|name| !name.is_empty()),
         })
     }
 
@@ -193,11 +196,12 @@ impl Embedded {
             detach: true,
             preserve_fds: 0,
             cgroup: Vec::new(),
+            own_cgroup: true,
             ignore_paused: false,
             reporter: Some(reporter),
         };
-        container::exec(&self.state(), &exec.container, options)?;
-        Ok(Vec::new())
+        let executed = container::exec(&self.state(), &exec.container, options)?;
+        Ok(executed.cgroup.unwrap_or_default().into_bytes())
     }
 
     pub(super) async fn delete(&self, id: &ContainerId, bundle: &Path) -> Result<()> {

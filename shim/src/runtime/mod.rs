@@ -62,6 +62,8 @@ pub(crate) struct Started {
     pub(crate) process: Child,
     /// The master of its terminal.
     pub(crate) master: Option<OwnedFd>,
+    /// The name of a cgroup of its own, below the container's ([`Cgroup::exec_cgroup`]).
+    pub(crate) cgroup: Option<String>,
 }
 
 /// The runtime of a container.

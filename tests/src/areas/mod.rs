@@ -38,6 +38,7 @@ mod resources;
 mod rootfs;
 mod seccomp;
 mod security;
+mod shim_lifecycle;
 mod sockets;
 mod systemd;
 mod terminal;

@@ -1,0 +1,199 @@
+//! The shim as a process of its own: a copy of `start`, which is sealed already, and no second execution.
+//!
+//! ```text
+//! start                                     daemon: setsid, standard descriptors, OOM score, cgroup, name
+//!   clone3 ------------------------------->   |
+//!   <------------------------ ready, or why not
+//!   answers containerd                        | serves, as soon as the socket is bound: clients wait in its backlog
+//!   told --------------------------------->   |
+//!   exits                                     | without "told" nobody knows of it: it ends
+//! ```
+
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use nix::unistd;
+use rtc_runtime::cgroup::Layout;
+use rtc_runtime::sys::clone::{Child, Cloned, clone3};
+use rtc_runtime::sys::{Named, entry, fd, process};
+
+use crate::bootstrap::Identity;
+use crate::{log, server};
+
+/// How long the daemon may take to settle.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Highest `oom_score_adj`.
+const OOM_SCORE_MAX: i32 = 1000;
+
+/// What becomes of the process.
+#[derive(Debug, Default)]
+pub(crate) struct Placement {
+    /// A cgroup for it, relative to the root of the tree.
+    pub(crate) cgroup: Option<PathBuf>,
+    /// A core scheduling cookie of its own.
+    pub(crate) core_scheduling: bool,
+}
+
+/// A daemon that has settled.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    /// Its process.
+    pub(crate) child: Child,
+    channel: UnixStream,
+}
+
+impl Daemon {
+    /// Whoever asked for it knows its address by now.
+    pub(crate) fn told(mut self) -> Result<()> {
+        self.channel.write_all(b"t").context("the shim has ended")
+    }
+
+    /// Ends it.
+    pub(crate) fn kill(&self) {
+        // It may have ended by itself.
+        let _ = process::pidfd_send_signal(&self.child.pidfd, nix::libc::SIGKILL);
+        let _ = process::wait(&self.child.pidfd);
+    }
+}
+
+/// Makes the daemon, and waits until it is ready.
+///
+/// # Errors
+///
+/// Why it can't be as asked; then there is none.
+pub(crate) fn spawn(listener: UnixListener, identity: Identity, placement: &Placement) -> Result<Daemon> {
+    // containerd's own may be protected; its shims are a little less so.
+    let oom_score = oom_score_of_parent().map(|score| (score + 1).min(OOM_SCORE_MAX));
+    let (mut channel, theirs) = UnixStream::pair().context("socketpair")?;
+    let child = match clone3(0, None).context("make the shim's process")? {
+        Cloned::Child => run(listener, identity, placement, oom_score, theirs),
+        Cloned::Parent(child) => child,
+    };
+    drop(theirs);
+    channel.set_read_timeout(Some(DEADLINE))?;
+    let mut answer = [0; 4096];
+    let length = channel.read(&mut answer);
+    let daemon = Daemon { child, channel };
+    match length.as_ref().map(|length| &answer[..*length]) {
+        Ok(b"r") => return Ok(daemon),
+        _ => daemon.kill(),
+    }
+    match length {
+        Ok(0) => bail!("the shim ended before it was ready"),
+        Ok(length) => bail!("{}", String::from_utf8_lossy(&answer[..length])),
+        Err(error) => Err(error).context("the shim does not get ready"),
+    }
+}
+
+fn oom_score_of_parent() -> Option<i32> {
+    let score = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", unistd::getppid())).ok()?;
+    score.trim().parse().ok()
+}
+
+/// The daemon: never returns into the copy of `start`.
+fn run(
+    listener: UnixListener,
+    identity: Identity,
+    placement: &Placement,
+    oom_score: Option<i32>,
+    mut channel: UnixStream,
+) -> ! {
+    log::init(&identity.namespace, &identity.id, identity.debug);
+    let kept = [listener.as_raw_fd(), channel.as_raw_fd()];
+    if let Err(error) = settle(&identity, placement, oom_score, kept) {
+        let _ = channel.write_all(format!("{error:#}").as_bytes());
+        process::exit(1);
+    }
+    if channel.write_all(b"r").is_err() {
+        process::exit(1);
+    }
+    let socket = identity.socket.clone();
+    // Where panics unwind, they must not run into the frames of `start`; they were logged.
+    let served = catch_unwind(AssertUnwindSafe(|| server::serve(listener, channel, identity)));
+    if let Ok(Err(error)) = &served {
+        log::error(format_args!("{error:#}"));
+        let _ = std::fs::remove_file(socket);
+    }
+    process::exit(if matches!(served, Ok(Ok(()))) { 0 } else { 1 })
+}
+
+fn settle(identity: &Identity, placement: &Placement, oom_score: Option<i32>, kept: [i32; 2]) -> Result<()> {
+    unistd::setsid().call(|| "setsid".into())?;
+    redirect(log::fifo(&identity.bundle))?;
+    fd::close_all_but(3, &kept)?;
+    process::unblock_signals()?;
+    process::set_non_dumpable()?;
+    if let Some(score) = oom_score
+        && let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string())
+    {
+        log::warn(format_args!("oom_score_adj {score}: {error}"));
+    }
+    if let Some(cgroup) = &placement.cgroup {
+        join_cgroup(cgroup).with_context(|| format!("options: shim_cgroup {cgroup:?}"))?;
+    }
+    if placement.core_scheduling {
+        process::isolate_core().context("SCHED_CORE")?;
+    }
+    // Where it was started is nothing to hold on to.
+    unistd::chdir("/").call(|| r#"chdir("/")"#.into())?;
+    entry::rename(&command_line(identity));
+    Ok(())
+}
+
+/// Nothing to read, nowhere to write but the log.
+fn redirect(log: Option<OwnedFd>) -> Result<()> {
+    let null = nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+        .call(|| r#"open("/dev/null")"#.into())?;
+    unistd::dup2_stdin(&null).call(|| "dup2".into())?;
+    unistd::dup2_stdout(&null).call(|| "dup2".into())?;
+    unistd::dup2_stderr(log.as_ref().unwrap_or(&null)).call(|| "dup2".into())?;
+    Ok(())
+}
+
+/// What `ps` shows.
+fn command_line(identity: &Identity) -> Vec<OsString> {
+    let mut line: Vec<OsString> = vec![
+        std::env::args_os().next().unwrap_or_default(),
+        "-namespace".into(),
+        identity.namespace.clone().into(),
+        "-id".into(),
+        identity.id.clone().into(),
+    ];
+    if !identity.containerd.is_empty() {
+        line.extend(["-address".into(), identity.containerd.clone().into()]);
+    }
+    if identity.debug {
+        line.push("-debug".into());
+    }
+    line
+}
+
+/// Joins a cgroup that exists: on v1 in each tree that has it.
+fn join_cgroup(cgroup: &Path) -> Result<()> {
+    let roots = match Layout::detect()? {
+        Layout::V2 => vec![PathBuf::from("/sys/fs/cgroup")],
+        Layout::V1(hierarchies) => hierarchies.into_iter().map(|hierarchy| hierarchy.mount).collect(),
+    };
+    let name = cgroup.strip_prefix("/").unwrap_or(cgroup);
+    let mut joined = false;
+    for root in roots {
+        let file = root.join(name).join("cgroup.procs");
+        if file.exists() {
+            std::fs::write(&file, "0").call(|| format!("write({file:?})"))?;
+            joined = true;
+        }
+    }
+    if !joined {
+        bail!("there is no such cgroup: make it");
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! The terminal of a process: its master is relayed to the FIFOs of the client, or to a logger.
+//!
+//! ```text
+//! stdin FIFO --copy--> master --copy--> stdout FIFO, or the pipe of a logger
+//!      |                 |
+//!      end of input:     end (EIO) when the last process closed the terminal
+//!      ^D, and a while later the terminal is hung up
+//! ```
+//!
+//! The end of the input is CloseIO and the end of all writers. A shell leaves at the `^D`; what does not, because its
+//! client is gone, is hung up, as containerd's own shim does at once.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::termios::{SpecialCharacterIndices, tcgetattr};
+use rtc_runtime::sys::tty::{self, Size};
+use tokio::io::Interest;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::copy::{Copy, Progress, Stream, copy, stream, write_all};
+use super::fifo::failed;
+use crate::error::Result;
+
+/// How long a process has after the end of its input, until its terminal is hung up.
+const AFTER_INPUT: Duration = Duration::from_secs(2);
+
+/// A terminal that is relayed.
+#[derive(Debug)]
+pub(crate) struct Terminal {
+    line: Arc<Line>,
+    input: Option<Copy>,
+}
+
+/// What hanging up takes away.
+#[derive(Debug, Default)]
+struct Line {
+    master: Mutex<Option<Arc<Stream>>>,
+    output: Mutex<Option<Copy>>,
+}
+
+impl Line {
+    fn master(&self) -> Option<Arc<Stream>> {
+        self.master.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Closes the master, once its copies have noticed: the processes of the session get SIGHUP.
+    fn hang_up(&self) {
+        self.master.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+impl Terminal {
+    /// Relays from now on: `input` is the reading end of a FIFO, `output` is where all that is printed goes; it is thrown
+    /// away where there is none.
+    pub(crate) fn relay(master: OwnedFd, input: Option<OwnedFd>, output: Option<OwnedFd>) -> Result<Self> {
+        let master = Arc::new(stream(master, Interest::READABLE | Interest::WRITABLE)?);
+        let output = output.map(|fd| stream(fd, Interest::WRITABLE)).transpose()?;
+        let input = input.map(|fd| stream(fd, Interest::READABLE)).transpose()?;
+        let line = Arc::new(Line::default());
+        *line.master.lock().unwrap_or_else(PoisonError::into_inner) = Some(master.clone());
+        let printed = Copy::start(|progress| async move {
+            copy(&master, output.as_ref(), true, &progress).await;
+        });
+        *line.output.lock().unwrap_or_else(PoisonError::into_inner) = Some(printed);
+        let input = input.map(|input| {
+            let line = line.clone();
+            Copy::start(|progress| feed(line, input, progress))
+        });
+        Ok(Self { line, input })
+    }
+
+    /// Changes its size. Without effect once it was hung up.
+    pub(crate) fn resize(&self, rows: u16, columns: u16) -> Result<()> {
+        match self.line.master() {
+            Some(master) => tty::set_size(master.get_ref(), Size { rows, columns }).map_err(failed),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`Copy::drained`].
+    pub(crate) fn drained(&self, deadline: Instant) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let output = self.line.output.lock().unwrap_or_else(PoisonError::into_inner);
+        output.as_ref().map(|output| output.drained(deadline))
+    }
+
+    /// Hangs up.
+    pub(crate) fn close(&mut self) {
+        self.input.take();
+        self.line.hang_up();
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Passes the input on, and its end.
+async fn feed(line: Arc<Line>, input: Stream, progress: Arc<Progress>) {
+    let Some(master) = line.master() else { return };
+    copy(&input, Some(&master), false, &progress).await;
+    drop(input);
+    let end = tcgetattr(master.get_ref())
+        .map(|settings| settings.control_chars[SpecialCharacterIndices::VEOF as usize]);
+    if let Ok(end) = end {
+        // A process that does not read its terminal is hung up all the same.
+        let _ = timeout(AFTER_INPUT, write_all(&master, &[end], &progress)).await;
+    }
+    drop(master);
+    sleep(AFTER_INPUT).await;
+    line.hang_up();
+}

@@ -1,6 +1,6 @@
 """images.py REGISTRY TREE PROGRAMS OUT: makes the images that critest uses and pushes them to a plain-http registry.
 
-TREE is Debian packages unpacked (busybox-static, nginx and its libraries), PROGRAMS holds our static `pause` and
+TREE is Debian packages unpacked (busybox, nginx and its libraries), PROGRAMS holds our static `pause` and
 `setuid`. Into OUT go `digest` and the archives. The same input makes the same images, to the digest.
 
 critest pulls by the real names (registry.k8s.io/..., gcr.io/k8s-staging-cri-tools/...); a mirror for `_default` asks
@@ -26,7 +26,7 @@ LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 EPOCH = 1700000000
 CREATED = "2023-11-14T22:13:20Z"
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-NGINX_LIBRARIES = ("libc.so.6", "libcrypt.so.1", "libpcre2-8.so.0", "libssl.so.3", "libcrypto.so.3", "libz.so.1")
+NGINX_LIBRARIES = ("libcrypt.so.1", "libpcre2-8.so.0", "libssl.so.3", "libcrypto.so.3", "libz.so.1")
 
 PASSWD = """root:x:0:0:root:/root:/bin/sh
 daemon:x:1:1:daemon:/usr/sbin:/bin/false
@@ -169,14 +169,27 @@ def read(path):
         return file.read()
 
 
+def add_libraries(layer, tree, names):
+    """The C library's loader, and these libraries."""
+    for library in names:
+        name = "lib/x86_64-linux-gnu/" + library
+        places = [place for place in (f"{tree}/{name}", f"{tree}/usr/{name}") if os.path.exists(place)]
+        layer.file(name, read(places[0]), 0o755)
+    layer.file("lib64/ld-linux-x86-64.so.2", read(tree + "/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"), 0o755)
+
+
 def busybox_layer(tree):
-    """Debian's busybox under all its names, which are hard links: a test masks one of them, which must not mask all."""
+    """Debian's busybox under all its names, which are hard links: a test masks one of them, which must not mask all.
+
+    The one with libraries: the shell of the static one runs its own `ls` rather than the masked /bin/ls.
+    """
     program = tree + "/bin/busybox"
     layer = Layer()
     layer.file("bin/busybox", read(program), 0o755)
     for applet in subprocess.check_output([program, "--list"], text=True).split():
         if applet != "busybox":
             layer.hard_link("bin/" + applet, "bin/busybox")
+    add_libraries(layer, tree, ["libc.so.6", "libresolv.so.2"])
     # Tests also call what Debian's busybox lacks.
     layer.file("bin/pgrep", '#!/bin/sh\nexec pidof "$1"\n', 0o755)
     layer.file("bin/ipcs", "#!/bin/sh\nexec cat /proc/sysvipc/shm\n", 0o755)
@@ -194,11 +207,7 @@ def nginx_layer(tree, port):
     """The real nginx: tests look for its master process, its pid file and its log."""
     layer = Layer()
     layer.file("usr/sbin/nginx", read(tree + "/usr/sbin/nginx"), 0o755)
-    for library in NGINX_LIBRARIES:
-        name = "lib/x86_64-linux-gnu/" + library
-        places = [place for place in (f"{tree}/{name}", f"{tree}/usr/{name}") if os.path.exists(place)]
-        layer.file(name, read(places[0]), 0o755)
-    layer.file("lib64/ld-linux-x86-64.so.2", read(tree + "/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"), 0o755)
+    add_libraries(layer, tree, NGINX_LIBRARIES)
     layer.file("etc/nginx/mime.types", read(tree + "/etc/nginx/mime.types"))
     layer.file(
         "etc/nginx/nginx.conf",

@@ -26,7 +26,7 @@ use crate::options::Options;
 use crate::process::{Ended, Phase, Process, Stdio, UNKNOWN_STATUS, Verb};
 use crate::runtime::{Create, Created, Exec, Runtime, Started};
 use crate::shim::Shim;
-use crate::{exits, oom};
+use crate::{confinement, exits, oom};
 
 /// A container of the pod.
 #[derive(Debug)]
@@ -114,7 +114,8 @@ impl Container {
                 "checkpoint: restoring is not supported by the runtime inside of the shim",
             ));
         }
-        let (io, stdio) = Io::open(&self.io_request(&shim.namespace, &self.init)).await?;
+        let pipes = confinement::of_bundle(&self.bundle)?;
+        let (io, stdio) = Io::open(&self.io_request(&shim.namespace, &self.init, pipes)).await?;
         let create = Create {
             id: self.id.clone(),
             bundle: self.bundle.clone(),
@@ -158,7 +159,7 @@ impl Container {
         Ok(pid)
     }
 
-    fn io_request(&self, namespace: &str, process: &Process) -> Request {
+    fn io_request(&self, namespace: &str, process: &Process, pipes: bool) -> Request {
         let Stdio {
             stdin,
             stdout,
@@ -179,7 +180,7 @@ impl Container {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
             bundle: self.bundle.clone(),
-            pipes: false,
+            pipes,
         }
     }
 
@@ -384,7 +385,8 @@ impl Container {
             exec.map(|exec| std::mem::take(&mut exec.spec))
                 .unwrap_or_default()
         };
-        let (io, stdio) = Io::open(&self.io_request(namespace, process)).await?;
+        let pipes = confinement::of_process(&spec)?;
+        let (io, stdio) = Io::open(&self.io_request(namespace, process, pipes)).await?;
         let exec = Exec {
             container: self.id.clone(),
             id: process.exec_id.clone(),

@@ -143,6 +143,12 @@ fn settle(identity: &Identity, placement: &Placement, oom_score: Option<i32>, ke
     if placement.core_scheduling {
         process::isolate_core().context("SCHED_CORE")?;
     }
+    // What the library says goes the same way.
+    rtc_runtime::log::init(&rtc_runtime::log::Options {
+        file: Some("/proc/self/fd/2".into()),
+        debug: identity.debug,
+        ..rtc_runtime::log::Options::default()
+    })?;
     // Where it was started is nothing to hold on to.
     unistd::chdir("/").call(|| r#"chdir("/")"#.into())?;
     entry::rename(&command_line(identity));

@@ -17,6 +17,7 @@
 mod address;
 mod arguments;
 mod bootstrap;
+mod confinement;
 mod container;
 mod daemon;
 mod error;

@@ -20,6 +20,7 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use fifo::needs_pipes;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::events::task;
@@ -27,10 +28,17 @@ pub(crate) struct Events {
     serving: Mutex<Option<Arc<Serving>>>,
 }
 
+/// The event in an envelope.
+pub(crate) fn envelope_message<M: Message>(envelope: &Envelope) -> Result<M> {
+    M::parse_from_bytes(&envelope.event.value).with_context(|| envelope.topic.clone())
+}
+
 /// One life of the service, from `serve` to `go_away`.
 #[derive(Debug, Default)]
 struct Serving {
     gone: AtomicBool,
+    /// Nothing is read or answered for now, as if containerd were stopped.
+    held: AtomicBool,
     connections: Mutex<Vec<UnixStream>>,
 }
 
@@ -79,6 +87,13 @@ impl Events {
             std::fs::remove_file(&self.socket)?;
         }
         Ok(())
+    }
+
+    /// Neither reads nor answers, until it is let go on.
+    pub(crate) fn hold(&self, hold: bool) {
+        if let Some(serving) = &*lock(&self.serving) {
+            serving.held.store(hold, Ordering::SeqCst);
+        }
     }
 
     /// All events of a container so far, each once, as `create`, `start`, `exit 3`, `exit EXEC 3`, `exec-added EXEC`...
@@ -131,6 +146,9 @@ fn answer(mut stream: UnixStream, serving: &Serving, received: &Mutex<Vec<Envelo
             .ok()
             .filter(|request| request.method == "Forward")
             .and_then(|request| ForwardRequest::parse_from_bytes(&request.payload).ok());
+        while serving.held.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(5));
+        }
         let mut response = proto::Response::new();
         match forwarded {
             Some(forward) if !serving.gone.load(Ordering::SeqCst) => {

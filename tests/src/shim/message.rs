@@ -1,8 +1,10 @@
-//! `google.protobuf.Any` values as containerd makes them.
+//! Messages as containerd makes them, and what is read of those a shim makes.
 
 use anyhow::Result;
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::types::mount::Mount;
+use containerd_shim_protos::{cgroups, cgroups_v2};
 use serde_json::Value;
 
 /// Type of the runtime's options (containerd's `api/types/runc/options`).
@@ -26,4 +28,30 @@ fn raw(url: &str, value: Vec<u8>) -> Any {
         value,
         ..Any::default()
     }
+}
+
+/// A message's bytes.
+pub(crate) fn bytes(message: &impl Message) -> Result<Vec<u8>> {
+    Ok(message.write_to_bytes()?)
+}
+
+/// A mount of a rootfs.
+pub(crate) fn mount(kind: &str, source: &str, options: &[String]) -> Mount {
+    Mount {
+        type_: kind.to_owned(),
+        source: source.to_owned(),
+        options: options.to_vec(),
+        ..Mount::default()
+    }
+}
+
+/// How many processes the statistics of a container count.
+pub(crate) fn process_count(stats: &Any) -> Result<u64> {
+    Ok(if stats.type_url.contains("v2") {
+        let metrics = cgroups_v2::metrics::Metrics::parse_from_bytes(&stats.value)?;
+        metrics.pids.current
+    } else {
+        let metrics = cgroups::metrics::Metrics::parse_from_bytes(&stats.value)?;
+        metrics.pids.current
+    })
 }

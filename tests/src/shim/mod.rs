@@ -25,9 +25,10 @@ mod process;
 mod streams;
 mod ttrpc;
 
-pub(crate) use containerd::{Containerd, Shim};
-pub(crate) use events::Events;
-pub(crate) use message::{OPTIONS_URL, SPEC_URL, any, any_message};
+pub(crate) use containerd::{Containerd, Shim, run};
+pub(crate) use containerd_shim_protos::api;
+pub(crate) use events::{Events, envelope_message};
+pub(crate) use message::{OPTIONS_URL, SPEC_URL, any, any_message, bytes, mount, process_count};
 pub(crate) use process::{Exited, Pending, Process, Status};
 pub(crate) use streams::{Reader, Streams, fifo};
-pub(crate) use ttrpc::{Code, Connection, Refusal, frame};
+pub(crate) use ttrpc::{Code, Connection, REQUEST, Refusal, frame};

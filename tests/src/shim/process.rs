@@ -98,6 +98,18 @@ impl<'t> Process<'t> {
         }
     }
 
+    /// One that the shim may not know.
+    pub(crate) fn unknown(other: &Self, id: &str, exec_id: &str) -> Self {
+        Self {
+            shim: other.shim.clone(),
+            id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            streams: Streams::default(),
+            spec: other.spec.clone(),
+            pid: Cell::new(0),
+        }
+    }
+
     /// Its host pid, as Create or Start said.
     pub(crate) fn pid(&self) -> i32 {
         self.pid.get()
@@ -213,6 +225,18 @@ impl<'t> Process<'t> {
     /// Kill with SIGKILL, Wait, Delete.
     pub(crate) fn end(&self) -> Result<()> {
         self.kill(libc::SIGKILL)?;
+        self.exits_with(137)?;
+        self.delete()?;
+        Ok(())
+    }
+
+    /// [`Process::end`] of a container that has running execs, which end with it.
+    pub(crate) fn end_with_execs(&self, execs: &[&Self]) -> Result<()> {
+        self.kill(libc::SIGKILL)?;
+        for exec in execs {
+            exec.exits_with(137)?;
+            exec.delete()?;
+        }
         self.exits_with(137)?;
         self.delete()?;
         Ok(())

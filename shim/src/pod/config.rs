@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::PathBuf;
 
-use containerd_shim_protos::protobuf::Message as _;
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
+use protobuf::Message as _;
+use protobuf::well_known_types::any::Any;
 
 use crate::error::{Error, Kind, Result};
 
@@ -226,7 +226,7 @@ fn checked_dns(dns: &DNSConfig) -> Result<Dns> {
     })
 }
 
-type Mode = containerd_shim_protos::protobuf::EnumOrUnknown<NamespaceMode>;
+type Mode = protobuf::EnumOrUnknown<NamespaceMode>;
 
 fn mode(given: Mode, field: &str, possible: &[NamespaceMode]) -> Result<NamespaceMode> {
     match given.enum_value() {

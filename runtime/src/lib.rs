@@ -15,6 +15,7 @@ pub mod features;
 pub mod hooks;
 pub mod log;
 pub mod namespace;
+pub mod pod;
 pub mod process;
 pub mod procfs;
 pub mod rootfs;

@@ -18,16 +18,15 @@ use containerd_shim_protos::topics;
 use oci_spec::runtime::LinuxResources;
 use rtc_runtime::cgroup::Cgroup;
 use rtc_runtime::container::ContainerId;
-use serde::Deserialize;
 
 use crate::error::{Error, Kind, Result};
-use crate::io::{Io, Request, needs_pipes};
+use crate::io::{Io, Request};
 use crate::log;
 use crate::options::Options;
 use crate::process::{Ended, Phase, Process, Stdio, UNKNOWN_STATUS, Verb};
 use crate::runtime::{Create, Created, Exec, Runtime, Started};
 use crate::shim::Shim;
-use crate::{exits, oom};
+use crate::{confinement, exits, oom};
 
 /// A container of the pod.
 #[derive(Debug)]
@@ -115,11 +114,12 @@ impl Container {
                 "checkpoint: restoring is not supported by the runtime inside of the shim",
             ));
         }
-        let (io, stdio) =
-            Io::open(&self.io_request(&shim.namespace, &self.init, confined_init(&self.bundle))).await?;
+        let pipes = confinement::of_bundle(&self.bundle)?;
+        let (io, stdio) = Io::open(&self.io_request(&shim.namespace, &self.init, pipes)).await?;
         let create = Create {
             id: self.id.clone(),
             bundle: self.bundle.clone(),
+            pod: shim.pod()?,
             rootfs: request.rootfs.clone(),
             checkpoint,
             stdio,
@@ -333,13 +333,12 @@ impl Container {
         Ok(())
     }
 
-    /// Starts a process of exec. Returns its pid.
+    /// Whether a process may be started in it now.
     ///
     /// # Errors
     ///
-    /// It can't be run: it has ended then, with no exit told.
-    pub(crate) async fn start_exec(self: &Arc<Self>, shim: &Shim, exec_id: &str) -> Result<u32> {
-        let process = self.process(exec_id)?;
+    /// `FailedPrecondition`.
+    pub(crate) fn may_exec(&self) -> Result<()> {
         self.init.phase().allows(Verb::StartExec)?;
         if self.init_ended.load(Ordering::Relaxed) {
             return Err(Error::text(
@@ -347,6 +346,17 @@ impl Container {
                 format_args!("the init process of container {} has ended", self.id),
             ));
         }
+        Ok(())
+    }
+
+    /// Starts a process of exec. Returns its pid.
+    ///
+    /// # Errors
+    ///
+    /// It can't be run: it has ended then, with no exit told.
+    pub(crate) async fn start_exec(self: &Arc<Self>, shim: &Shim, exec_id: &str) -> Result<u32> {
+        let process = self.process(exec_id)?;
+        self.may_exec()?;
         process.begin(Verb::Start, Phase::Starting)?;
         let started = self.run_exec(&shim.namespace, &process).await;
         let Started {
@@ -386,7 +396,8 @@ impl Container {
             exec.map(|exec| std::mem::take(&mut exec.spec))
                 .unwrap_or_default()
         };
-        let (io, stdio) = Io::open(&self.io_request(namespace, process, confined(&spec))).await?;
+        let pipes = confinement::of_process(&spec)?;
+        let (io, stdio) = Io::open(&self.io_request(namespace, process, pipes)).await?;
         let exec = Exec {
             container: self.id.clone(),
             id: process.exec_id.clone(),
@@ -495,32 +506,6 @@ impl Container {
         self.init.phase().allows(Verb::Update)?;
         self.runtime.update(&self.id, resources).await
     }
-}
-
-/// What of a process decides how it gets its standard input and output.
-#[derive(Deserialize, Default)]
-#[serde(default, rename_all = "camelCase")]
-struct Confinement {
-    selinux_label: Option<String>,
-    apparmor_profile: Option<String>,
-}
-
-/// Whether a process of exec, as JSON, needs pipes. What can't be read is for the runtime to tell.
-fn confined(process: &[u8]) -> bool {
-    let found: Confinement = serde_json::from_slice(process).unwrap_or_default();
-    needs_pipes(found.selinux_label.as_deref(), found.apparmor_profile.as_deref())
-}
-
-/// The same of a bundle's init. The bundle is in containerd's state directory, a tmpfs: reading does not wait.
-fn confined_init(bundle: &Path) -> bool {
-    #[derive(Deserialize, Default)]
-    #[serde(default)]
-    struct Config {
-        process: Confinement,
-    }
-    let config = std::fs::read(bundle.join("config.json")).unwrap_or_default();
-    let Config { process: found } = serde_json::from_slice(&config).unwrap_or_default();
-    needs_pipes(found.selinux_label.as_deref(), found.apparmor_profile.as_deref())
 }
 
 /// Relays the terminal, and keeps the io with the process.

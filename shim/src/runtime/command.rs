@@ -92,6 +92,9 @@ impl Command {
     pub(super) async fn create(&self, wanted: Create) -> Result<Created> {
         let preparing = worker::start(None, &[], |_| {
             self.record(&wanted.id, getppid()).save(&wanted.bundle)?;
+            if let Some(pod) = &wanted.pod {
+                pod.rewrite(&wanted.bundle)?;
+            }
             rootfs::mount_all(&wanted.bundle, &wanted.rootfs)?;
             let owns_pids = look_at(&wanted.bundle);
             if owns_pids.is_err() {

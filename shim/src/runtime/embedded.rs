@@ -96,6 +96,9 @@ impl Embedded {
     fn create_in_worker(&self, create: &Create, reporter: &Reporter) -> anyhow::Result<Vec<u8>> {
         let shim = nix::unistd::getppid();
         record::Container::new(&create.id, &self.root, None, shim).save(&create.bundle)?;
+        if let Some(pod) = &create.pod {
+            pod.rewrite(&create.bundle)?;
+        }
         rootfs::mount_all(&create.bundle, &create.rootfs)?;
         let created = self.create_on_rootfs(create, reporter);
         if created.is_err()

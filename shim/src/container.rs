@@ -180,7 +180,6 @@ impl Container {
             owner: self.io_owner,
             namespace: namespace.to_owned(),
             id: id.to_owned(),
-            bundle: self.bundle.clone(),
             pipes,
         }
     }

@@ -171,6 +171,8 @@ pub fn make(options: &PodOptions<'_>, reporter: &Reporter) -> Result<()> {
         maps.write(child.pid)?;
     }
     let mut namespaces = open_namespaces(&child, made)?;
+    // Somebody else collects it: only if it still waits for us, its pid was not another's.
+    process::pidfd_send_signal(&child.pidfd, 0).context("the process that makes the pod's namespaces")?;
     channel.go()?;
     if options.pid {
         let init = hear_of_child(&channel)?;

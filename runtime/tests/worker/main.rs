@@ -63,6 +63,14 @@ const TESTS: &[(&str, Test)] = &[
     ("a_pod_has_namespaces_of_its_own", pod::namespaces),
     ("a_pod_joins_a_network_that_was_made_before", pod::joined_network),
     ("a_pod_that_can_not_be_made_leaves_nothing", pod::failure),
+    (
+        "a_container_in_a_pod_with_all_namespaces_is_our_child",
+        pod::container,
+    ),
+    (
+        "a_worker_killed_while_it_makes_a_pod_leaves_nothing",
+        pod::killed_anywhere,
+    ),
     ("a_pod_init_has_given_up_all_it_had", pod::hardened),
     ("a_container_sees_nothing_of_the_pod_init", pod::nothing_to_see),
     (

@@ -13,6 +13,7 @@ pub(crate) fn run(arguments: &[String]) -> u8 {
                 .spawn();
             assert!(left.is_ok());
         }
+        Some("host") => println!("{}", nix::unistd::gethostname().unwrap_or_default().display()),
         Some("look") => crate::pod::look(),
         Some("orphans") => crate::pod::orphans(),
         Some("terminate") => crate::pod::terminate(),

@@ -157,6 +157,93 @@ pub(crate) fn failure(_: &Place) -> Result<()> {
     Ok(())
 }
 
+pub(crate) fn killed_anywhere(_: &Place) -> Result<()> {
+    let options = || -> Result<PodOptions<'_>> {
+        Ok(PodOptions {
+            user: Some(maps()?),
+            network: Network::New,
+            ipc: true,
+            uts: true,
+            pid: true,
+            ..PodOptions::default()
+        })
+    };
+    let began = Instant::now();
+    let whole = make(&options()?, &[])?;
+    let time = began.elapsed();
+    kill_and_collect(&whole.born[0])?;
+    for step in 0..40 {
+        let options = options()?;
+        let worker = worker::fork(None, &[], |reporter| {
+            pod::make(&options, reporter).map(|()| Vec::new())
+        })?;
+        std::thread::sleep(time * step / 30);
+        pidfd_send_signal(&worker.child.pidfd, libc::SIGKILL)?;
+        for child in &hear(worker)?.born {
+            kill_and_collect(child)?;
+        }
+        for stray in worker::strays(&[])? {
+            kill_and_collect(&stray)?;
+        }
+    }
+    Ok(())
+}
+
+/// By the helper that a joined user namespace needs.
+pub(crate) fn container(place: &Place) -> Result<()> {
+    let options = PodOptions {
+        user: Some(maps()?),
+        network: Network::New,
+        ipc: true,
+        uts: true,
+        pid: true,
+        hostname: Some("web-0".into()),
+        ..PodOptions::default()
+    };
+    let pod = make(&options, &[])?;
+    pod.result
+        .as_ref()
+        .map_err(|error| anyhow::anyhow!("{error:#}"))?;
+    ensure!(pod.namespaces.len() == 5);
+    place.configure(&["host"], |config| {
+        let mut namespaces = vec![json!({"type": "mount"})];
+        for (flag, namespace) in &pod.namespaces {
+            let kind = match *flag {
+                CLONE_NEWUSER => "user",
+                CLONE_NEWNET => "network",
+                CLONE_NEWIPC => "ipc",
+                CLONE_NEWUTS => "uts",
+                _ => "pid",
+            };
+            let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+            namespaces.push(json!({"type": kind, "path": path}));
+        }
+        config["linux"]["namespaces"] = json!(namespaces);
+        let map = json!([{"containerID": 0, "hostID": 200_000, "size": 65536}]);
+        config["linux"]["uidMappings"] = map.clone();
+        config["linux"]["gidMappings"] = map;
+    })?;
+    let keep: Vec<_> = pod.namespaces.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
+    let (read, write) = nix::unistd::pipe()?;
+    let null = File::open("/dev/null")?;
+    let stdio = [null.as_fd(), write.as_fd(), write.as_fd()];
+    let said = hear(place.start_create_with(Some(stdio), &keep)?)?;
+    drop(write);
+    said.result?;
+    let [init] = &said.born[..] else {
+        bail!("{:?}", said.born)
+    };
+    ensure!(said.helpers.len() == 1 && parent_of(init.pid)? == ours());
+    place.start()?;
+    ensure!(wait(&init.pidfd)? == Exit::Code(0));
+    let mut text = String::new();
+    File::from(read).read_to_string(&mut text)?;
+    ensure!(text == "web-0\n", "{text:?}");
+    place.delete()?;
+    kill_and_collect(&pod.born[0])?;
+    Ok(())
+}
+
 /// As the host sees it.
 pub(crate) fn hardened(_: &Place) -> Result<()> {
     for user in [false, true] {

@@ -399,7 +399,6 @@ impl Container {
         let (io, stdio) = Io::open(&self.io_request(namespace, process, pipes)).await?;
         let exec = Exec {
             container: self.id.clone(),
-            id: process.exec_id.clone(),
             process: spec,
             stdio,
             terminal: process.stdio.terminal,

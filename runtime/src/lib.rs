@@ -14,6 +14,7 @@ pub mod container;
 pub mod hooks;
 pub mod log;
 pub mod namespace;
+pub mod pod;
 pub mod process;
 pub mod procfs;
 pub mod rootfs;

@@ -119,6 +119,7 @@ impl Container {
         let create = Create {
             id: self.id.clone(),
             bundle: self.bundle.clone(),
+            pod: shim.pod()?,
             rootfs: request.rootfs.clone(),
             checkpoint,
             stdio,
@@ -332,13 +333,12 @@ impl Container {
         Ok(())
     }
 
-    /// Starts a process of exec. Returns its pid.
+    /// Whether a process may be started in it now.
     ///
     /// # Errors
     ///
-    /// It can't be run: it has ended then, with no exit told.
-    pub(crate) async fn start_exec(self: &Arc<Self>, shim: &Shim, exec_id: &str) -> Result<u32> {
-        let process = self.process(exec_id)?;
+    /// `FailedPrecondition`.
+    pub(crate) fn may_exec(&self) -> Result<()> {
         self.init.phase().allows(Verb::StartExec)?;
         if self.init_ended.load(Ordering::Relaxed) {
             return Err(Error::text(
@@ -346,6 +346,17 @@ impl Container {
                 format_args!("the init process of container {} has ended", self.id),
             ));
         }
+        Ok(())
+    }
+
+    /// Starts a process of exec. Returns its pid.
+    ///
+    /// # Errors
+    ///
+    /// It can't be run: it has ended then, with no exit told.
+    pub(crate) async fn start_exec(self: &Arc<Self>, shim: &Shim, exec_id: &str) -> Result<u32> {
+        let process = self.process(exec_id)?;
+        self.may_exec()?;
         process.begin(Verb::Start, Phase::Starting)?;
         let started = self.run_exec(&shim.namespace, &process).await;
         let Started {

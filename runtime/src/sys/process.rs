@@ -3,7 +3,9 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
 use super::{Errno, Error, Named, Result, checked};
@@ -104,6 +106,23 @@ pub fn wait(pidfd: impl AsFd) -> Result<Exit> {
                     Exit::Signal(status)
                 });
             }
+        }
+    }
+}
+
+/// Whether a process ends within `patience`, be it a child or not. It is not collected.
+///
+/// # Errors
+///
+/// As poll(2).
+pub fn has_ended(pidfd: impl AsFd, patience: Duration) -> Result<bool> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout) {
+            Err(Errno::EINTR) => {}
+            polled => return Ok(polled.call(|| "poll".into())? > 0),
         }
     }
 }
@@ -300,6 +319,15 @@ pub fn set_parent_death_signal(signal: i32) -> Result<()> {
 /// No signal is blocked, as a program expects at its start. SIGPIPE stays ignored until [`default_sigpipe`].
 pub fn unblock_signals() -> Result<()> {
     nix::sys::signal::SigSet::empty()
+        .thread_set_mask()
+        .call(|| "sigprocmask".into())
+}
+
+/// For a process that has nothing to do but wait: the kernel reaps its children at once, and every signal stays pending.
+pub fn ignore_children_and_block_signals() -> Result<()> {
+    // SAFETY: SIG_IGN is no function that could be called.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    nix::sys::signal::SigSet::all()
         .thread_set_mask()
         .call(|| "sigprocmask".into())
 }

@@ -185,6 +185,8 @@ impl Io {
             self.state().terminal.take();
             logger.finish(deadline).await;
         }
+        // Its readers see the end now: containerd waits for that before it deletes a process of exec.
+        self.state().holds.clear();
     }
 
     /// Opens the path of the log again, which was renamed before. On return nothing is written to the old file any more.

@@ -184,6 +184,8 @@ impl Io {
         if let Some(logger) = logger {
             logger.finish(deadline).await;
         }
+        // Its readers see the end now: containerd waits for that before it deletes a process of exec.
+        self.state().holds.clear();
     }
 
     /// Readers see the end now, unless somebody whom the process has left still writes: what that writes to a pipe is copied

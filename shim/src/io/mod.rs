@@ -184,11 +184,9 @@ impl Io {
         if let Some(logger) = logger {
             logger.finish(deadline).await;
         }
-        // Its readers see the end now: containerd waits for that before it deletes a process of exec.
-        self.state().holds.clear();
     }
 
-    /// Readers see the end now, unless somebody whom the process has left still writes: what that writes to a pipe is copied
+    /// Readers see the end now, for which containerd waits before it deletes a process, unless somebody whom the process has left still writes: what that writes to a pipe is copied
     /// on. A terminal ends with its process; a logger behind it sees that.
     fn end(&self) {
         let mut state = self.state();

@@ -5,6 +5,8 @@ use std::ffi::CString;
 use std::os::fd::{OwnedFd, RawFd};
 
 use anyhow::{Context, Result};
+use nix::sys::stat::{SFlag, fstat};
+use nix::unistd::{Uid, fchown};
 
 use crate::log;
 use crate::process::channel::{Channel, Message};
@@ -12,7 +14,7 @@ use crate::process::identity::Identity;
 use crate::process::program::Program;
 use crate::process::terminal::{Terminal, TerminalRequest};
 use crate::seccomp::Filter;
-use crate::sys::{self, Errno, fd, process};
+use crate::sys::{self, Errno, Named as _, fd, process};
 
 /// Prepared by the parent.
 #[derive(Debug)]
@@ -76,6 +78,7 @@ impl Payload {
     /// Any step of the list.
     pub fn become_the_user(&mut self, channel: &Channel, kept: &[RawFd]) -> Result<CString> {
         self.identity.apply_limits()?;
+        own_pipes(self.identity.uid)?;
         // Without no_new_privs a filter needs CAP_SYS_ADMIN, which the change of user may give up.
         if !self.identity.no_new_privileges {
             self.load_filter(channel)?;
@@ -118,4 +121,26 @@ impl Payload {
         log::disable();
         Ok(fd::close_all_but(3 + self.preserve_fds.cast_signed(), kept)?)
     }
+}
+
+/// Pipes and sockets that are given as stdio belong to the user, as with runc and crun: the program may open `/dev/stdout`
+/// again. Files and devices stay whose they are.
+fn own_pipes(uid: u32) -> Result<()> {
+    for stream in [fd::STDIN, fd::STDOUT, fd::STDERR] {
+        let found = fstat(stream).call(|| "fstat(stdio)".into())?;
+        let kind = SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits());
+        if found.st_uid == uid || !matches!(kind, SFlag::S_IFIFO | SFlag::S_IFSOCK) {
+            continue;
+        }
+        match fchown(stream, Some(Uid::from_raw(uid)), None) {
+            // Of somebody who is nobody in the container's user namespace, or on a file system that changes no owners.
+            Ok(()) | Err(Errno::EPERM | Errno::EINVAL | Errno::EROFS) => {}
+            Err(errno) => {
+                return Err(errno)
+                    .call(|| format!("fchown(stdio, {uid})"))
+                    .map_err(Into::into);
+            }
+        }
+    }
+    Ok(())
 }

@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use containerd_shim_protos::api::ForwardRequest;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
-use containerd_shim_protos::protobuf::{MessageField, MessageFull};
+use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::ttrpc;
@@ -26,6 +26,9 @@ use tokio::sync::Notify;
 
 use crate::bootstrap::Identity;
 use crate::log;
+
+/// Where their messages are declared.
+const PACKAGE: &str = "containerd.events";
 
 /// Events that wait at most, but for those that are never dropped.
 const QUEUE_MAX: usize = 1024;
@@ -76,10 +79,10 @@ impl Events {
     }
 
     /// Puts an event into the queue. Never waits.
-    pub(crate) fn send(&self, topic: &'static str, message: &impl MessageFull) {
+    pub(crate) fn send(&self, topic: &'static str, message: &impl Message) {
         self.0.push(Event {
             topic,
-            event: to_any(message),
+            event: to_any(PACKAGE, message),
             at: SystemTime::now(),
         });
     }
@@ -91,10 +94,12 @@ impl Events {
     }
 }
 
-/// Packs a message as containerd's typeurl does for its own: the type's name without a host before it.
-pub(crate) fn to_any<M: MessageFull>(message: &M) -> Any {
+/// Packs a message of this package as containerd's typeurl does for its own: the type's name without a host before it.
+/// The message could name its package by itself, but only after parsing the descriptions of all messages that come with
+/// it: 450 KiB of the heap, for good.
+pub(crate) fn to_any<M: Message>(package: &str, message: &M) -> Any {
     Any {
-        type_url: M::descriptor().full_name().to_owned(),
+        type_url: format!("{package}.{}", M::NAME),
         // Never fails: there are no required fields.
         value: message.write_to_bytes().unwrap_or_default(),
         ..Any::default()
@@ -258,5 +263,27 @@ impl Publisher {
             }
         };
         Ok(self.client.insert(client))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use containerd_shim_protos::events::task::{TaskExit, TaskIO, TaskOOM};
+    use containerd_shim_protos::protobuf::MessageFull;
+
+    use super::*;
+
+    fn named_as_declared<M: MessageFull>() {
+        assert_eq!(
+            to_any(PACKAGE, &M::default()).type_url,
+            M::descriptor().full_name()
+        );
+    }
+
+    #[test]
+    fn a_message_is_named_as_it_is_declared() {
+        named_as_declared::<TaskExit>();
+        named_as_declared::<TaskOOM>();
+        named_as_declared::<TaskIO>();
     }
 }

@@ -173,7 +173,8 @@ impl Namespaces {
     /// Whether it has one that is not the runtime's.
     #[must_use]
     pub fn has(&self, flag: c_int) -> bool {
-        self.makes(flag) || self.joins(flag)
+        let of_container = self.container.as_ref().map_or(0, |container| container.flags);
+        self.makes(flag) || self.joins(flag) || of_container & flag != 0
     }
 
     /// The namespace of this kind that is joined.

@@ -186,6 +186,7 @@ pub(crate) fn failed_create(place: &Place) -> Result<()> {
     let said = hear(place.start_create(None)?)?;
     let error = said.result.expect_err("no such program").to_string();
     ensure!(error.contains("/missing"), "{error}");
+    ensure!(said.warnings.is_empty(), "{:?}", said.warnings);
     let exit = wait(&said.born.first().context("no child was reported")?.pidfd)?;
     // It ends by itself, or is killed by the undo.
     ensure!(

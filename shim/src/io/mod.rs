@@ -28,9 +28,7 @@ mod terminal;
 mod tests;
 mod writer;
 
-pub(crate) use fifo::needs_pipes;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -61,8 +59,6 @@ pub(crate) struct Request {
     pub(crate) namespace: String,
     /// What a logger is told.
     pub(crate) id: String,
-    /// Where relative things are.
-    pub(crate) bundle: PathBuf,
     /// It gets pipes in place of FIFOs, and the shim copies: [`fifo::needs_pipes`].
     pub(crate) pipes: bool,
 }

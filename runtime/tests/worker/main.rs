@@ -57,6 +57,10 @@ const TESTS: &[(&str, Test)] = &[
         containers::init_ends_with_its_worker,
     ),
     (
+        "a_half_made_container_ends_with_the_shim",
+        containers::ends_with_shim,
+    ),
+    (
         "a_worker_killed_anywhere_leaves_what_delete_removes",
         containers::killed_anywhere,
     ),

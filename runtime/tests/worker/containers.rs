@@ -14,7 +14,7 @@ use rtc_runtime::process::worker::{self, Report};
 use rtc_runtime::sys::process::{Exit, pidfd_send_signal, wait};
 use serde_json::json;
 
-use crate::place::{Place, hear, kill_and_collect, ours, parent_of, readable};
+use crate::place::{Place, end_strays, hear, kill_and_collect, ours, parent_of, readable};
 
 pub(crate) fn container_is_our_child(place: &Place) -> Result<()> {
     place.configure(&["say", "hello", "7"], |_| {})?;
@@ -322,9 +322,7 @@ pub(crate) fn killed_anywhere(place: &Place) -> Result<()> {
         for child in &said.born {
             kill_and_collect(child)?;
         }
-        for stray in worker::strays(&[])? {
-            kill_and_collect(&stray)?;
-        }
+        end_strays()?;
         place.delete()?;
         place.nothing_is_left().with_context(|| format!("step {step}"))?;
     }

@@ -108,7 +108,11 @@ fn run() -> u8 {
             Ok(()) => println!("test {name} ... ok"),
             Err(error) => println!("test {name} ... FAILED: {error:?}"),
         }
-        failed += usize::from(result.is_err());
+        if result.is_err() {
+            failed += 1;
+            // The next one is to start clean.
+            let _ = place::end_strays().and_then(|()| place.delete());
+        }
     }
     fs::remove_dir_all(&place.directory).expect("remove the directory");
     let verdict = if failed == 0 { "ok" } else { "FAILED" };

@@ -11,6 +11,7 @@
 pub mod bundle;
 pub mod cgroup;
 pub mod container;
+pub mod features;
 pub mod hooks;
 pub mod log;
 pub mod namespace;

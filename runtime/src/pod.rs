@@ -3,7 +3,7 @@
 //! ```text
 //! shim <-- Namespace + fd, ... -- worker                       maker (a child of the shim)           pod init (the same)
 //!                                  setns: a network given          |
-//!                                  clone3(NEWUSER|NEWNET|...) ---> waits
+//!                                  clone3(NEWUSER|NEWNET|...) ---> Prepared, waits
 //!                                  maps ids, opens /proc/<maker>/ns/*
 //!                                  Go ---------------------------> host name, lo, sysctls
 //!      <-- Born + pidfd ---------- <------------------------------ clone3(NEWPID|NEWNS) -----------> hardens itself
@@ -12,7 +12,9 @@
 //! ```
 //!
 //! With a user namespace all others are made by the same clone, which makes it their owner. A network namespace that was
-//! made before belongs to whoever made it, so what is set in it is set from outside.
+//! made before belongs to whoever made it, so what is set in it is set from outside. If that is another user namespace than
+//! the caller's (containerd makes one for the network of a pod with users of its own), that one is the pod's too: only its
+//! root may mount sysfs. Then the maker enters it, and makes the others inside.
 //!
 //! All but the PID namespace live by a descriptor. That one lives by its first process, the pod init ([`init`]): it gets
 //! no member before it has nothing left to show.
@@ -22,12 +24,13 @@ mod init;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs::File;
+use std::mem::discriminant;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use libc::c_int;
-use nix::sys::stat::{fstat, stat};
+use nix::sys::stat::{FileStat, fstat, stat};
 
 use crate::namespace::IdMaps;
 use crate::process::channel::{Channel, Message};
@@ -45,7 +48,7 @@ use crate::{bundle, log};
 /// The namespaces a pod is to have of its own.
 #[derive(Debug, Default)]
 pub struct PodOptions<'a> {
-    /// A user namespace with these ids.
+    /// A user namespace with these ids. It is the one that owns the network namespace, where that is not the caller's.
     pub user: Option<IdMaps>,
     /// The network namespace.
     pub network: Network<'a>,
@@ -110,6 +113,17 @@ impl PodOptions<'_> {
         Ok(())
     }
 
+    /// The user namespace of a given network, where the pod's users are to be those of another than the caller's.
+    fn owner_of_network(&self) -> Result<Option<OwnedFd>> {
+        let (Network::Joined(network), Some(_)) = (&self.network, &self.user) else {
+            return Ok(None);
+        };
+        let owner =
+            process::owner_of_namespace(network).context("the owner of the pod's network namespace")?;
+        let is_own = is_same(&fstat(&owner)?, &stat("/proc/self/ns/user")?);
+        Ok((!is_own).then_some(owner))
+    }
+
     /// The parameters of the network namespace, or the others.
     fn sysctls_of_network(&self, wanted: bool) -> impl Iterator<Item = (&String, &String)> {
         let of_network = |name: &str| sysctl_path(name).starts_with("sys/net/");
@@ -124,11 +138,14 @@ fn check_network(network: BorrowedFd<'_>) -> Result<()> {
     if process::namespace_kind(network).context("the pod's network namespace")? != CLONE_NEWNET {
         bail!("the pod's network namespace: it is one of another kind");
     }
-    let (given, own) = (fstat(network)?, stat("/proc/self/ns/net")?);
-    if (given.st_dev, given.st_ino) == (own.st_dev, own.st_ino) {
+    if is_same(&fstat(network)?, &stat("/proc/self/ns/net")?) {
         bail!("the pod's network namespace: it is the host's: use the host's network instead");
     }
     Ok(())
+}
+
+fn is_same(one: &FileStat, other: &FileStat) -> bool {
+    (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 }
 
 /// Makes them, in a worker: the calling process is left in the pod's network namespace. Each is reported; the pod init is
@@ -149,14 +166,18 @@ pub fn make(options: &PodOptions<'_>, reporter: &Reporter) -> Result<()> {
     if made == 0 && !options.pid {
         return Ok(());
     }
+    let owner = options.owner_of_network()?;
     let filter = init::filter()?;
     let maker = Maker {
         options,
+        owner: owner.as_ref(),
         filter: &filter,
         to_worker: Channel::pair()?,
         of_init: Channel::pair()?,
     };
-    let cloned = clone3(made | CLONE_PARENT, None).context("make the pod's namespaces")?;
+    // Inside of another user namespace they are made there.
+    let flags = if owner.is_some() { 0 } else { made };
+    let cloned = clone3(flags | CLONE_PARENT, None).context("make the pod's namespaces")?;
     let child = match cloned {
         Cloned::Child => maker.run(reporter),
         Cloned::Parent(child) => child,
@@ -168,8 +189,13 @@ pub fn make(options: &PodOptions<'_>, reporter: &Reporter) -> Result<()> {
         ..
     } = maker;
     drop((theirs, theirs_too));
-    if let Some(maps) = &options.user {
-        maps.write(child.pid)?;
+    expect(&channel, &Message::Prepared, "the pod's namespaces")?;
+    match &options.user {
+        Some(maps) if owner.is_some() => maps
+            .check(child.pid)
+            .context("the user namespace of the pod's network")?,
+        Some(maps) => maps.write(child.pid)?,
+        None => {}
     }
     let mut namespaces = open_namespaces(&child, made)?;
     // Somebody else collects it: only if it still waits for us, its pid was not another's.
@@ -178,11 +204,11 @@ pub fn make(options: &PodOptions<'_>, reporter: &Reporter) -> Result<()> {
     if options.pid {
         let init = hear_of_child(&channel)?;
         reporter.born(&init)?;
-        expect_ready(&channel, "the pod's namespaces")?;
+        expect(&channel, &Message::Ready, "the pod's namespaces")?;
         init_is_ready(&init, &init_channel)?;
         namespaces.extend(open_namespaces(&init, CLONE_NEWPID)?);
     } else {
-        expect_ready(&channel, "the pod's namespaces")?;
+        expect(&channel, &Message::Ready, "the pod's namespaces")?;
     }
     for (flag, namespace) in namespaces {
         reporter.namespace(flag, namespace)?;
@@ -210,10 +236,10 @@ fn open_namespaces(child: &Child, flags: c_int) -> Result<Vec<(c_int, OwnedFd)>>
         .collect()
 }
 
-fn expect_ready(channel: &Channel, what: &str) -> Result<()> {
+fn expect(channel: &Channel, wanted: &Message, what: &str) -> Result<()> {
     match channel.receive()? {
-        Some(Message::Ready) => Ok(()),
         Some(Message::Failed(text)) => Err(anyhow!(text)),
+        Some(message) if discriminant(&message) == discriminant(wanted) => Ok(()),
         Some(other) => bail!("{what}: an unexpected message: {other:?}"),
         None => bail!("{what}: the process that makes them has died"),
     }
@@ -221,7 +247,7 @@ fn expect_ready(channel: &Channel, what: &str) -> Result<()> {
 
 /// It has said so and closed its last descriptor, and lives.
 fn init_is_ready(init: &Child, channel: &Channel) -> Result<()> {
-    expect_ready(channel, "the pod init")?;
+    expect(channel, &Message::Ready, "the pod init")?;
     if let Some(message) = channel.receive()? {
         bail!("the pod init: {message:?}");
     }
@@ -234,6 +260,8 @@ fn init_is_ready(init: &Child, channel: &Channel) -> Result<()> {
 /// The process that is in the new namespaces, and what it needs. Of each channel the worker's end is the first.
 struct Maker<'a> {
     options: &'a PodOptions<'a>,
+    /// A user namespace to enter.
+    owner: Option<&'a OwnedFd>,
     filter: &'a Filter,
     to_worker: (Channel, Channel),
     of_init: (Channel, Channel),
@@ -253,6 +281,11 @@ impl Maker<'_> {
 
     fn set_up(&self) -> Result<Infallible> {
         let (options, channel) = (self.options, &self.to_worker.1);
+        if let Some(owner) = self.owner {
+            process::setns(owner, CLONE_NEWUSER).context("enter the user namespace of the pod's network")?;
+            process::unshare(options.made() & !CLONE_NEWUSER)?;
+        }
+        channel.send(&Message::Prepared)?;
         channel.wait_for_go()?;
         if options.user.is_some() {
             process::set_ids(0, 0, Some(&[])).context("become root of the pod's user namespace")?;

@@ -180,7 +180,6 @@ impl Container {
             owner: self.io_owner,
             namespace: namespace.to_owned(),
             id: id.to_owned(),
-            bundle: self.bundle.clone(),
             pipes,
         }
     }
@@ -400,7 +399,6 @@ impl Container {
         let (io, stdio) = Io::open(&self.io_request(namespace, process, pipes)).await?;
         let exec = Exec {
             container: self.id.clone(),
-            id: process.exec_id.clone(),
             process: spec,
             stdio,
             terminal: process.stdio.terminal,

@@ -29,7 +29,7 @@ use crate::address;
 use crate::arguments::Flags;
 use crate::bootstrap::check_name;
 use crate::record::{self, Identified};
-use crate::{info, rootfs};
+use crate::{info, pod, rootfs};
 
 /// All of it: containerd gives five seconds.
 const DEADLINE: Duration = Duration::from_secs(4);
@@ -78,6 +78,7 @@ pub(crate) fn delete(flags: &Flags) -> Result<()> {
     remove_all(&left, deadline);
     // Mounted before the record was written, or by somebody else.
     warned(rootfs::unmount(&bundle));
+    warned(pod::files::unmount(&bundle));
     if let Some(shim) = &shim {
         if !dead && others(&bundle, shim.process).is_empty() {
             end(shim.process);

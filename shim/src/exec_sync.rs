@@ -55,7 +55,6 @@ pub(crate) async fn exec_sync(shim: Arc<Shim>, request: ExecSyncRequest, client:
     let null = File::open("/dev/null").context("open /dev/null")?;
     let started = container.runtime.exec(Exec {
         container: container.id.clone(),
-        id: String::new(),
         process: request.process,
         stdio: ChildEnds {
             stdin: null.into(),

@@ -77,7 +77,7 @@ impl Pod {
                 .collect(),
             namespaces: namespaces
                 .iter()
-                .map(|(kind, namespace)| (*kind, namespace.as_raw_fd()))
+                .map(|(kind, namespace)| (*kind, path_of(namespace)))
                 .collect(),
             host_pids: config.pids == Pids::Host,
             etc: files.as_ref().map(Files::etc).unwrap_or_default(),
@@ -113,8 +113,7 @@ impl Pod {
     /// Its own namespaces as `/proc/<pid>/ns` shows them, as `net:[4026532281]`.
     pub(crate) fn describe(&self) -> Vec<(&'static str, String)> {
         let link = |namespace: &OwnedFd| {
-            let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
-            std::fs::read_link(path).map_or_else(
+            std::fs::read_link(path_of(namespace)).map_or_else(
                 |error| error.to_string(),
                 |link| link.to_string_lossy().into_owned(),
             )
@@ -133,6 +132,12 @@ impl Pod {
         }
         unmount(&self.bundle).await;
     }
+}
+
+/// Where any process finds a descriptor of this one.
+fn path_of(descriptor: &OwnedFd) -> PathBuf {
+    let pid = std::process::id();
+    format!("/proc/{pid}/fd/{}", descriptor.as_raw_fd()).into()
 }
 
 /// Unmounts the files of a pod, be it one that was never whole.

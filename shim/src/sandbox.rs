@@ -167,10 +167,11 @@ impl Sandbox {
         let mut slot = self.pod.lock().await;
         let killed = kill_all(shim, patience).await;
         shim.set_pod(None);
+        // Before the pod init is killed: that is not why it ends.
+        self.note_end(0);
         if let Some(pod) = slot.take() {
             pod.end().await;
         }
-        self.note_end(0);
         killed
     }
 
@@ -391,7 +392,9 @@ impl Service for SandboxService {
             match stopped.await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => log::warn(format_args!("shut down the sandbox: {error}")),
-                Err(_) => log::warn("shut down the sandbox: something does not end; the shim goes without it"),
+                Err(_) => {
+                    log::warn("shut down the sandbox: something does not end; the shim goes without it")
+                }
             }
             shim.end();
             Ok(())

@@ -18,11 +18,11 @@ use tokio::io::AsyncReadExt;
 use crate::bootstrap::Identity;
 use crate::events::Events;
 use crate::extension::Extension;
-use crate::sandbox::SandboxService;
-use containerd_shim_protos::sandbox_async::create_sandbox;
 use crate::log;
+use crate::sandbox::SandboxService;
 use crate::shim::Shim;
 use crate::task::TaskService;
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use rtc_shim::protocol::create_shim;
 
 /// How long the shim's end waits for events that containerd does not take, and then for clients that wait for something.

@@ -116,10 +116,7 @@ impl Shim {
     pub(crate) fn pod(&self) -> Result<Option<Arc<Substitution>>> {
         let pod = self.pod.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if pod.is_none() && *self.life.borrow() == Life::Sandbox {
-            return Err(Error::text(
-                Kind::FailedPrecondition,
-                "the sandbox does not run",
-            ));
+            return Err(Error::text(Kind::FailedPrecondition, "the sandbox does not run"));
         }
         Ok(pod)
     }

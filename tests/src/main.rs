@@ -15,6 +15,8 @@
 mod areas;
 mod bundle;
 mod container;
+mod fuse;
+mod gate;
 mod host;
 mod leftovers;
 mod lists;

@@ -159,6 +159,20 @@ pub fn unshare(namespaces: libc::c_int) -> Result<()> {
     checked(returned.into(), || format!("unshare({namespaces:#x})")).map(drop)
 }
 
+/// The user namespace that owns a namespace (`NS_GET_USERNS`, Linux 4.9).
+///
+/// # Errors
+///
+/// `EPERM` where it is none of the caller's user namespace or below; `ENOTTY` where the descriptor is no namespace.
+pub fn owner_of_namespace(namespace: impl AsFd) -> Result<OwnedFd> {
+    const NS_GET_USERNS: libc::c_ulong = 0xb701;
+    // SAFETY: this request takes no argument.
+    let returned = unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_USERNS) };
+    let owner = checked(returned.into(), || "ioctl(NS_GET_USERNS)".into())?;
+    // SAFETY: a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(owner as i32) })
+}
+
 /// The kind of a namespace descriptor as its `CLONE_NEW*` flag (`NS_GET_NSTYPE`, Linux 4.11).
 ///
 /// # Errors

@@ -66,6 +66,10 @@ const TESTS: &[(&str, Test)] = &[
     ),
     ("a_pod_has_namespaces_of_its_own", pod::namespaces),
     ("a_pod_joins_a_network_that_was_made_before", pod::joined_network),
+    (
+        "a_pod_has_the_user_namespace_of_its_network",
+        pod::network_with_users,
+    ),
     ("a_pod_that_can_not_be_made_leaves_nothing", pod::failure),
     (
         "a_container_in_a_pod_with_all_namespaces_is_our_child",

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::stat::fstat;
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxIdMappingBuilder;
 use rtc_runtime::namespace::IdMaps;
@@ -134,6 +135,60 @@ pub(crate) fn joined_network(_: &Place) -> Result<()> {
         );
         kill_and_collect(&said.born[0])?;
     }
+    Ok(())
+}
+
+/// As containerd hands it over: made in a user namespace of its own.
+pub(crate) fn network_with_users(_: &Place) -> Result<()> {
+    let network = make(
+        &PodOptions {
+            user: Some(maps()?),
+            network: Network::New,
+            ..PodOptions::default()
+        },
+        &[],
+    )?;
+    let net = namespace(&network, CLONE_NEWNET)?;
+    let options = PodOptions {
+        user: Some(maps()?),
+        network: Network::Joined(net.as_fd()),
+        ipc: true,
+        uts: true,
+        pid: true,
+        hostname: Some("web-0".into()),
+        ..PodOptions::default()
+    };
+    let said = make(&options, &[net.as_fd()])?;
+    said.result
+        .as_ref()
+        .map_err(|error| anyhow::anyhow!("{error:#}"))?;
+    let user = namespace(&said, CLONE_NEWUSER)?;
+    ensure!(
+        fstat(user)?.st_ino == fstat(namespace(&network, CLONE_NEWUSER)?)?.st_ino,
+        "another user namespace was made"
+    );
+    let uts = namespace(&said, CLONE_NEWUTS)?;
+    let rename = || {
+        process::set_ids(0, 0, Some(&[]))?;
+        let before = sysctl("kernel/hostname")?;
+        nix::unistd::sethostname("other")?;
+        Ok(before)
+    };
+    ensure!(inside(&[(CLONE_NEWUTS, uts), (CLONE_NEWUSER, user)], rename)? == "web-0");
+    kill_and_collect(&said.born[0])?;
+
+    let others = LinuxIdMappingBuilder::default()
+        .container_id(0_u32)
+        .host_id(300_000_u32)
+        .size(65536_u32)
+        .build()?;
+    let options = PodOptions {
+        user: Some(IdMaps::of(&[others], &[others])),
+        ..options
+    };
+    let refused = make(&options, &[net.as_fd()])?.result;
+    let error = refused.err().context("other users were taken")?.to_string();
+    ensure!(error.contains("the user namespace that is joined has"), "{error}");
     Ok(())
 }
 

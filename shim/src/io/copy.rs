@@ -158,6 +158,11 @@ impl Copy {
         }
     }
 
+    /// Whether it holds something that its reader does not take.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.progress.blocked.load(Ordering::Relaxed)
+    }
+
     /// Ends it where it is.
     pub(crate) fn abort(&self) {
         self.task.abort();

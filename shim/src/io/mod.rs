@@ -28,9 +28,7 @@ mod terminal;
 mod tests;
 mod writer;
 
-pub(crate) use fifo::needs_pipes;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -61,8 +59,6 @@ pub(crate) struct Request {
     pub(crate) namespace: String,
     /// What a logger is told.
     pub(crate) id: String,
-    /// Where relative things are.
-    pub(crate) bundle: PathBuf,
     /// It gets pipes in place of FIFOs, and the shim copies: [`fifo::needs_pipes`].
     pub(crate) pipes: bool,
 }
@@ -189,6 +185,13 @@ impl Io {
             self.state().terminal.take();
             logger.finish(deadline).await;
         }
+        // Readers see the end now, unless somebody whom the process has left still writes: what that writes to a pipe is
+        // copied on. A terminal ends with its process, but not before what was printed has found a reader.
+        let mut state = self.state();
+        state.holds = Vec::new();
+        state.stdin = None;
+        state.stdin_copy = None;
+        state.terminal = state.terminal.take().filter(Terminal::is_blocked);
     }
 
     /// Opens the path of the log again, which was renamed before. On return nothing is written to the old file any more.

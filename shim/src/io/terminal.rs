@@ -86,6 +86,12 @@ impl Terminal {
         output.as_ref().map(|output| output.drained(deadline))
     }
 
+    /// As [`Copy::is_blocked`].
+    pub(crate) fn is_blocked(&self) -> bool {
+        let output = self.line.output.lock().unwrap_or_else(PoisonError::into_inner);
+        output.as_ref().is_some_and(Copy::is_blocked)
+    }
+
     /// Hangs up.
     pub(crate) fn close(&mut self) {
         self.input.take();

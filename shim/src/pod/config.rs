@@ -24,7 +24,9 @@ mod pod_sandbox {
     include!(concat!(env!("OUT_DIR"), "/pod_sandbox/pod_sandbox.rs"));
 }
 
-use pod_sandbox::{DNSConfig, IDMapping, LinuxPodSandboxConfig, NamespaceMode, NamespaceOption, PodSandboxConfig};
+use pod_sandbox::{
+    DNSConfig, IDMapping, LinuxPodSandboxConfig, NamespaceMode, NamespaceOption, PodSandboxConfig,
+};
 
 /// The name of what CRI hands over.
 const CRI_CONFIG: &str = "runtime.v1.PodSandboxConfig";
@@ -156,10 +158,7 @@ impl PodConfig {
 }
 
 fn invalid(field: &str, value: impl Display, advice: &str) -> Error {
-    Error::text(
-        Kind::InvalidArgument,
-        format_args!("{field}: {value}: {advice}"),
-    )
+    Error::text(Kind::InvalidArgument, format_args!("{field}: {value}: {advice}"))
 }
 
 fn decode(options: &Any) -> Result<PodSandboxConfig> {
@@ -315,7 +314,7 @@ mod tests {
     use super::pod_sandbox::{LinuxSandboxSecurityContext, UserNamespace};
     use super::*;
 
-    fn request(config: &PodSandboxConfig) -> CreateSandboxRequest {
+    fn cri(config: &PodSandboxConfig) -> CreateSandboxRequest {
         let mut request = CreateSandboxRequest::new();
         request.options = Some(Any {
             type_url: CRI_CONFIG.into(),
@@ -342,14 +341,14 @@ mod tests {
     }
 
     fn refused(config: &PodSandboxConfig) -> String {
-        let error = PodConfig::parse(&request(config)).unwrap_err();
+        let error = PodConfig::parse(&cri(config)).unwrap_err();
         assert_eq!(error.kind, Kind::InvalidArgument);
         error.to_string()
     }
 
     #[test]
     fn a_pod_of_cri_shares_pids_unless_it_says_otherwise() {
-        let pod = PodConfig::parse(&request(&PodSandboxConfig::new())).unwrap();
+        let pod = PodConfig::parse(&cri(&PodSandboxConfig::new())).unwrap();
         assert!(pod.has_files && !pod.host_ipc);
         assert_eq!(pod.pids, Pids::Shared);
         assert_eq!(pod.network, Network::Own);
@@ -367,14 +366,17 @@ mod tests {
             pid: NamespaceMode::NODE.into(),
             ..Default::default()
         });
-        let pod = PodConfig::parse(&request(&host)).unwrap();
+        let pod = PodConfig::parse(&cri(&host)).unwrap();
         assert_eq!(pod.network, Network::Host);
         assert!(pod.host_ipc && pod.sysctls.is_empty());
         assert_eq!(pod.pids, Pids::Host);
-        let mut request = request(&host);
+        let mut request = cri(&host);
         request.netns_path = "/run/netns/x".into();
         let error = PodConfig::parse(&request).unwrap_err().to_string();
-        assert!(error.starts_with("netns_path: \"/run/netns/x\": must be empty"), "{error}");
+        assert!(
+            error.starts_with("netns_path: \"/run/netns/x\": must be empty"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -395,7 +397,7 @@ mod tests {
                 ..Default::default()
             })
         };
-        let pod = PodConfig::parse(&request(&config(vec![mapping(65536)]))).unwrap();
+        let pod = PodConfig::parse(&cri(&config(vec![mapping(65536)]))).unwrap();
         assert_eq!(
             pod.users.unwrap().uids,
             [Mapping {
@@ -432,7 +434,7 @@ mod tests {
         .into();
         let error = PodConfig::parse(&request).unwrap_err().to_string();
         assert_eq!(error, "options: \"x.Y\": must be a runtime.v1.PodSandboxConfig");
-        let mut garbage = super::tests::request(&PodSandboxConfig::new());
+        let mut garbage = cri(&PodSandboxConfig::new());
         garbage.options.mut_or_insert_default().value = vec![0xff; 5];
         assert!(PodConfig::parse(&garbage).is_err());
     }

@@ -5,7 +5,6 @@
 //! which any OCI runtime can open while the shim lives. A namespace that the pod has not is the host's: the runtime is in
 //! it already.
 
-use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -16,8 +15,8 @@ use serde_json::{Value, json};
 pub(crate) struct Substitution {
     /// Whose namespaces containerd names.
     pub(crate) sandbox_pids: Vec<u32>,
-    /// The pod's own namespaces, by the type of the runtime specification, and the shim's descriptors of them.
-    pub(crate) namespaces: Vec<(&'static str, RawFd)>,
+    /// The pod's own namespaces: the type of the runtime specification, and where any process finds it.
+    pub(crate) namespaces: Vec<(&'static str, PathBuf)>,
     /// Whether the pod is in the host's PID namespace.
     pub(crate) host_pids: bool,
     /// Files of the pod for `/etc` of its containers, by their names.
@@ -38,7 +37,8 @@ impl Substitution {
         let mut spec: Value = serde_json::from_slice(&content).context("config.json")?;
         self.apply(&mut spec)?;
         let new = bundle.join("config.json.new");
-        std::fs::write(&new, serde_json::to_vec(&spec)?).with_context(|| format!("write {}", new.display()))?;
+        std::fs::write(&new, serde_json::to_vec(&spec)?)
+            .with_context(|| format!("write {}", new.display()))?;
         std::fs::rename(&new, &path).with_context(|| format!("rename to {}", path.display()))
     }
 
@@ -72,11 +72,10 @@ impl Substitution {
             .namespaces
             .iter()
             .find(|(own, _)| link(own) == kind)
-            .map(|(_, descriptor)| *descriptor);
+            .map(|(_, path)| path);
         match own {
-            Some(descriptor) => {
-                let path = format!("/proc/{}/fd/{descriptor}", std::process::id());
-                namespace["path"] = path.into();
+            Some(path) => {
+                namespace["path"] = json!(path);
                 Ok(true)
             }
             None if kind == "pid" && !self.host_pids => bail!(
@@ -141,7 +140,10 @@ mod tests {
     fn pod() -> Substitution {
         Substitution {
             sandbox_pids: vec![42, 77],
-            namespaces: vec![("network", 10), ("ipc", 11)],
+            namespaces: vec![
+                ("network", "/proc/42/fd/10".into()),
+                ("ipc", "/proc/42/fd/11".into()),
+            ],
             host_pids: false,
             etc: vec![("hostname", "/b/hostname".into())],
             shm: Some("/b/shm".into()),
@@ -166,13 +168,12 @@ mod tests {
                 {"type": "user", "path": "/run/other"},
             ]}}),
         );
-        let own = |descriptor: i32| format!("/proc/{}/fd/{descriptor}", std::process::id());
         assert_eq!(
             spec["linux"]["namespaces"],
             json!([
                 {"type": "mount"},
-                {"type": "network", "path": own(10)},
-                {"type": "ipc", "path": own(11)},
+                {"type": "network", "path": "/proc/42/fd/10"},
+                {"type": "ipc", "path": "/proc/42/fd/11"},
                 {"type": "pid", "path": "/proc/4242/ns/pid"},
                 {"type": "user", "path": "/run/other"},
             ])
@@ -183,7 +184,10 @@ mod tests {
     fn the_hosts_processes_are_never_shown_by_mistake() {
         let mut spec = json!({"linux": {"namespaces": [{"type": "pid", "path": "/proc/42/ns/pid"}]}});
         let error = pod().apply(&mut spec.clone()).unwrap_err();
-        assert!(error.to_string().contains("no PID namespace to share"), "{error:#}");
+        assert!(
+            error.to_string().contains("no PID namespace to share"),
+            "{error:#}"
+        );
         let host = Substitution {
             host_pids: true,
             ..pod()
@@ -212,7 +216,11 @@ mod tests {
 
     #[test]
     fn a_configuration_of_another_shape_is_left_to_the_runtime() {
-        for spec in [json!([]), json!({"linux": {"namespaces": 7}}), json!({"mounts": {}})] {
+        for spec in [
+            json!([]),
+            json!({"linux": {"namespaces": 7}}),
+            json!({"mounts": {}}),
+        ] {
             pod().apply(&mut spec.clone()).unwrap();
         }
     }

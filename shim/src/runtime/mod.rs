@@ -53,7 +53,6 @@ pub(crate) struct Created {
 #[derive(Debug)]
 pub(crate) struct Exec {
     pub(crate) container: ContainerId,
-    pub(crate) id: String,
     /// As JSON.
     pub(crate) process: Vec<u8>,
     pub(crate) stdio: ChildEnds,

@@ -40,6 +40,7 @@ mod seccomp;
 mod security;
 mod shim_bad_input;
 mod shim_bootstrap;
+mod shim_crash;
 mod shim_events;
 mod shim_exec;
 mod shim_io;

@@ -15,6 +15,7 @@
 mod areas;
 mod bundle;
 mod container;
+mod containerd;
 mod host;
 mod leftovers;
 mod lists;

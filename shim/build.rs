@@ -11,7 +11,7 @@ fn main() {
     println!("cargo:rerun-if-changed=proto");
     let of_cargo = |name: &str| env::var(name).unwrap_or_default();
     if of_cargo("CARGO_CFG_TARGET_ARCH") == "x86_64" && of_cargo("OPT_LEVEL") != "0" {
-        println!("cargo:rustc-link-arg-bins=-Wl,--undefined=rtc_entry,-e,rtc_entry");
+        println!("cargo:rustc-link-arg-bins=-Wl,--undefined=shim_entry,-e,shim_entry");
     }
     let out = of_cargo("OUT_DIR");
     for name in ["rtc_shim", "pod_sandbox"] {

@@ -1,8 +1,8 @@
 """What the benchmark says: the table with its targets, the chart, and their places in docs/."""
 
-import os
 import re
 
+TRIPLE = "x86_64-unknown-linux-gnu"
 BEGIN, END = "<!-- bench:begin (written by hack/bench/run) -->", "<!-- bench:end -->"
 # crun 1.28 against the floor, Kubernetes-like spec: it caches what Debian's crun 1.8.1 compiles anew each time.
 CRUN_128_K8S = 17.6 / 7.7
@@ -178,19 +178,21 @@ def chart(result):
     return "\n".join([head, f"<style>{style}</style>", background, title, *legend, *parts, "</svg>", ""])
 
 
-def write_docs(directory, result):
-    """Puts the table between its markers in performance.md, whose other text stays, and writes the chart."""
+def write_table(directory, begin, end, table):
+    """Puts a table between its markers in performance.md, whose other text stays."""
     path = directory + "/performance.md"
-    os.makedirs(directory, exist_ok=True)
-    text = f"# Performance\n\n{BEGIN}\n{END}\n"
-    if os.path.exists(path):
-        with open(path) as f:
-            text = f.read()
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"bench: {path}: the markers are gone: {BEGIN} {END}")
-    new = f"{BEGIN}\n{table(result)}\n{END}"
-    text = re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: new, text, flags=re.S)
+    with open(path) as f:
+        text = f.read()
+    if begin not in text or end not in text:
+        raise SystemExit(f"bench: {path}: the markers are gone: {begin} {end}")
+    pattern = re.escape(begin) + ".*?" + re.escape(end)
+    text = re.sub(pattern, lambda _: f"{begin}\n{table}\n{end}", text, flags=re.S)
     with open(path, "w") as f:
         f.write(text)
+
+
+def write_docs(directory, result):
+    """The table and the chart."""
+    write_table(directory, BEGIN, END, table(result))
     with open(directory + "/performance.svg", "w") as f:
         f.write(chart(result))

@@ -120,6 +120,12 @@ pub fn check_process(process: &Process) -> Result<Vec<String>> {
     validate_process::process(process, "")
 }
 
+/// Checks a kernel parameter of a pod that has these namespaces (`CLONE_NEW*`) of its own.
+pub fn check_sysctl(name: &str, value: &str, namespaces: libc::c_int) -> Result<()> {
+    let namespaces = validate_namespaces::Namespaces::of(namespaces.cast_unsigned());
+    validate_sysctl::sysctl(name, value, namespaces)
+}
+
 /// Checks limits to be set on a running container. Fields are named without the leading `linux.resources.`.
 pub fn check_resources(resources: &LinuxResources) -> Result<()> {
     validate_resources::resources(resources, "")

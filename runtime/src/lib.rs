@@ -11,9 +11,11 @@
 pub mod bundle;
 pub mod cgroup;
 pub mod container;
+pub mod features;
 pub mod hooks;
 pub mod log;
 pub mod namespace;
+pub mod pod;
 pub mod process;
 pub mod procfs;
 pub mod rootfs;

@@ -173,7 +173,8 @@ impl Namespaces {
     /// Whether it has one that is not the runtime's.
     #[must_use]
     pub fn has(&self, flag: c_int) -> bool {
-        self.makes(flag) || self.joins(flag)
+        let of_container = self.container.as_ref().map_or(0, |container| container.flags);
+        self.makes(flag) || self.joins(flag) || of_container & flag != 0
     }
 
     /// The namespace of this kind that is joined.
@@ -339,9 +340,23 @@ impl IdMaps {
     #[must_use]
     pub fn new(linux: &Linux) -> Self {
         Self {
-            uid_map: lines(linux.uid_mappings()),
-            gid_map: lines(linux.gid_mappings()),
+            uid_map: lines(linux.uid_mappings().as_deref().unwrap_or_default()),
+            gid_map: lines(linux.gid_mappings().as_deref().unwrap_or_default()),
         }
+    }
+
+    /// From mappings of users and of groups.
+    #[must_use]
+    pub fn of(users: &[LinuxIdMapping], groups: &[LinuxIdMapping]) -> Self {
+        Self {
+            uid_map: lines(users),
+            gid_map: lines(groups),
+        }
+    }
+
+    /// The user and group of this number, or where it is not mapped, those of the greatest number that is.
+    pub(crate) fn nearest(&self, id: u32) -> (u32, u32) {
+        (nearest(&self.uid_map, id), nearest(&self.gid_map, id))
     }
 
     /// Checks that a process in a joined user namespace has these maps; where none are configured, any will do.
@@ -386,9 +401,24 @@ impl IdMaps {
     }
 }
 
-fn lines(mappings: &Option<Vec<LinuxIdMapping>>) -> String {
+/// In a map as the kernel reads it.
+fn nearest(map: &str, id: u32) -> u32 {
+    let mut last = 0;
+    for line in map.lines() {
+        let mut numbers = line.split(' ').map(|number| number.parse().unwrap_or(0));
+        let (first, size): (u32, u32) = (numbers.next().unwrap_or(0), numbers.nth(1).unwrap_or(0));
+        let end = first.saturating_add(size);
+        if (first..end).contains(&id) {
+            return id;
+        }
+        last = last.max(end.saturating_sub(1));
+    }
+    last
+}
+
+fn lines(mappings: &[LinuxIdMapping]) -> String {
     let mut lines = String::new();
-    for map in mappings.iter().flatten() {
+    for map in mappings {
         // Writing to a string can't fail.
         let _ = writeln!(lines, "{} {} {}", map.container_id(), map.host_id(), map.size());
     }
@@ -410,6 +440,13 @@ mod tests {
             .namespaces(vec![namespace.build().unwrap()])
             .build()
             .unwrap()
+    }
+
+    #[test]
+    fn the_nearest_id_is_the_id_itself_where_it_is_mapped() {
+        assert_eq!(nearest("0 100000 65536\n", 65535), 65535);
+        assert_eq!(nearest("0 100000 1000\n2000 300000 10\n", 65535), 2009);
+        assert_eq!(nearest("0 1000 1\n", 65535), 0);
     }
 
     #[test]
@@ -457,7 +494,7 @@ mod tests {
                 .unwrap()
         };
         assert_eq!(
-            lines(&Some(vec![range(0, 1000), range(10, 3000)])),
+            lines(&[range(0, 1000), range(10, 3000)]),
             "0 1000 10\n10 3000 10\n"
         );
     }

@@ -106,7 +106,7 @@ fn listen(socket: &Path) -> std::io::Result<UnixListener> {
 }
 
 /// Whether somebody listens. Never waits: a listener that accepts nothing, with a full backlog, is one too.
-fn answers(socket: &Path) -> Result<bool> {
+pub(crate) fn answers(socket: &Path) -> Result<bool> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let client = nix::sys::socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)
         .call(|| "socket".into())?;

@@ -26,7 +26,7 @@ use crate::options::Options;
 use crate::process::{Ended, Phase, Process, Stdio, UNKNOWN_STATUS, Verb};
 use crate::runtime::{Create, Created, Exec, Runtime, Started};
 use crate::shim::Shim;
-use crate::{exits, oom};
+use crate::{confinement, exits, oom};
 
 /// A container of the pod.
 #[derive(Debug)]
@@ -114,10 +114,12 @@ impl Container {
                 "checkpoint: restoring is not supported by the runtime inside of the shim",
             ));
         }
-        let (io, stdio) = Io::open(&self.io_request(&shim.namespace, &self.init)).await?;
+        let pipes = confinement::of_bundle(&self.bundle)?;
+        let (io, stdio) = Io::open(&self.io_request(&shim.namespace, &self.init, pipes)).await?;
         let create = Create {
             id: self.id.clone(),
             bundle: self.bundle.clone(),
+            pod: shim.pod()?,
             rootfs: request.rootfs.clone(),
             checkpoint,
             stdio,
@@ -158,7 +160,7 @@ impl Container {
         Ok(pid)
     }
 
-    fn io_request(&self, namespace: &str, process: &Process) -> Request {
+    fn io_request(&self, namespace: &str, process: &Process, pipes: bool) -> Request {
         let Stdio {
             stdin,
             stdout,
@@ -178,7 +180,7 @@ impl Container {
             owner: self.io_owner,
             namespace: namespace.to_owned(),
             id: id.to_owned(),
-            bundle: self.bundle.clone(),
+            pipes,
         }
     }
 
@@ -330,13 +332,12 @@ impl Container {
         Ok(())
     }
 
-    /// Starts a process of exec. Returns its pid.
+    /// Whether a process may be started in it now.
     ///
     /// # Errors
     ///
-    /// It can't be run: it has ended then, with no exit told.
-    pub(crate) async fn start_exec(self: &Arc<Self>, shim: &Shim, exec_id: &str) -> Result<u32> {
-        let process = self.process(exec_id)?;
+    /// `FailedPrecondition`.
+    pub(crate) fn may_exec(&self) -> Result<()> {
         self.init.phase().allows(Verb::StartExec)?;
         if self.init_ended.load(Ordering::Relaxed) {
             return Err(Error::text(
@@ -344,6 +345,17 @@ impl Container {
                 format_args!("the init process of container {} has ended", self.id),
             ));
         }
+        Ok(())
+    }
+
+    /// Starts a process of exec. Returns its pid.
+    ///
+    /// # Errors
+    ///
+    /// It can't be run: it has ended then, with no exit told.
+    pub(crate) async fn start_exec(self: &Arc<Self>, shim: &Shim, exec_id: &str) -> Result<u32> {
+        let process = self.process(exec_id)?;
+        self.may_exec()?;
         process.begin(Verb::Start, Phase::Starting)?;
         let started = self.run_exec(&shim.namespace, &process).await;
         let Started {
@@ -383,10 +395,10 @@ impl Container {
             exec.map(|exec| std::mem::take(&mut exec.spec))
                 .unwrap_or_default()
         };
-        let (io, stdio) = Io::open(&self.io_request(namespace, process)).await?;
+        let pipes = confinement::of_process(&spec)?;
+        let (io, stdio) = Io::open(&self.io_request(namespace, process, pipes)).await?;
         let exec = Exec {
             container: self.id.clone(),
-            id: process.exec_id.clone(),
             process: spec,
             stdio,
             terminal: process.stdio.terminal,

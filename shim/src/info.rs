@@ -1,6 +1,8 @@
 //! `-v` and `-info`: what this shim is, and what its runtime can do.
 
 use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -12,6 +14,9 @@ use crate::start;
 
 /// The name containerd knows this runtime by (its `runtime_type`).
 pub(crate) const RUNTIME: &str = "io.containerd.rtc.v2";
+
+/// The type that containerd looks for: JSON of the runtime specification's `features.md`.
+const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
 /// Prints the version.
 pub(crate) fn version() -> Result<()> {
@@ -29,7 +34,11 @@ pub(crate) fn info() -> Result<()> {
         [] => None,
         input => Some(Any::parse_from_bytes(input).context("standard input: options (google.protobuf.Any)")?),
     };
-    Options::parse(options.as_ref())?;
+    let parsed = Options::parse(options.as_ref())?;
+    let features = match parsed.binary_name {
+        None => Some(serde_json::to_vec(&rtc_runtime::features::features())?),
+        Some(runtime) => features_of(&runtime)?,
+    };
     let info = RuntimeInfo {
         name: RUNTIME.into(),
         version: MessageField::some(RuntimeVersion {
@@ -37,9 +46,27 @@ pub(crate) fn info() -> Result<()> {
             ..RuntimeVersion::default()
         }),
         options: options.into(),
+        features: features
+            .map(|value| Any {
+                type_url: FEATURES.into(),
+                value,
+                ..Any::default()
+            })
+            .into(),
         ..RuntimeInfo::default()
     };
     print(&info.write_to_bytes()?)
+}
+
+/// What a foreign runtime says; old ones don't know the question.
+fn features_of(runtime: &Path) -> Result<Option<Vec<u8>>> {
+    let output = Command::new(runtime)
+        .arg("features")
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("options: binary_name: run {runtime:?}"))?;
+    let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(&output.stdout).is_ok();
+    Ok((output.status.success() && is_json).then_some(output.stdout))
 }
 
 /// Writes to standard output.

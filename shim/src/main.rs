@@ -17,22 +17,30 @@
 mod address;
 mod arguments;
 mod bootstrap;
+mod confinement;
 mod container;
 mod daemon;
+mod delete;
+mod descendants;
 mod error;
 mod events;
+mod exec_sync;
 mod exits;
+mod extension;
 mod info;
 mod io;
 mod kill;
 mod log;
 mod oom;
 mod options;
+mod pod;
 mod pollable;
 mod process;
 mod reaper;
+mod record;
 mod rootfs;
 mod runtime;
+mod sandbox;
 mod server;
 mod sha256;
 mod shim;
@@ -63,7 +71,7 @@ fn dispatch() -> anyhow::Result<()> {
     let (action, flags) = arguments::parse(std::env::args_os().skip(1))?;
     match action {
         Action::Start => start::start(flags),
-        Action::Delete => anyhow::bail!("delete"),
+        Action::Delete => delete::delete(&flags),
         Action::Version => info::version(),
         Action::Info => info::info(),
         Action::Help => info::print(arguments::USAGE.as_bytes()),

@@ -17,9 +17,13 @@ use tokio::io::AsyncReadExt;
 
 use crate::bootstrap::Identity;
 use crate::events::Events;
+use crate::extension::Extension;
 use crate::log;
+use crate::sandbox::SandboxService;
 use crate::shim::Shim;
 use crate::task::TaskService;
+use containerd_shim_protos::sandbox_async::create_sandbox;
+use rtc_shim::protocol::create_shim;
 
 /// How long the shim's end waits for events that containerd does not take, and then for clients that wait for something.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
@@ -54,7 +58,13 @@ async fn run(listener: UnixListener, told: UnixStream, identity: Identity) -> Re
     if let Some(methods) = v2.remove(TASK_V3) {
         v2.insert(TASK_V2.into(), methods);
     }
-    server = server.register_service(v2).register_service(create_task(task));
+    let sandbox = Arc::new(SandboxService::new(shim.clone()));
+    let extension = Arc::new(Extension(shim.clone()));
+    server = server
+        .register_service(v2)
+        .register_service(create_task(task))
+        .register_service(create_sandbox(sandbox))
+        .register_service(create_shim(extension));
     server.start().await.context("serve")?;
     log::debug(|| format!("serving on {:?}", identity.socket));
 

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::container::Container;
 use crate::error::{Error, Kind, Result};
 use crate::events::Events;
+use crate::pod::spec::Substitution;
 use crate::process::Phase;
 
 /// What decides when the shim may end.
@@ -31,6 +32,8 @@ pub(crate) struct Shim {
     /// A few: looked through one by one.
     containers: Mutex<Vec<Arc<Container>>>,
     life: watch::Sender<Life>,
+    /// In sandbox mode, while the sandbox runs.
+    pod: Mutex<Option<Arc<Substitution>>>,
 }
 
 impl Shim {
@@ -40,6 +43,7 @@ impl Shim {
             events,
             containers: Mutex::default(),
             life: watch::Sender::new(Life::Tasks),
+            pod: Mutex::default(),
         })
     }
 
@@ -97,6 +101,24 @@ impl Shim {
     /// From now on the shim lives as long as its sandbox.
     pub(crate) fn hold_sandbox(&self) {
         self.life.send_replace(Life::Sandbox);
+    }
+
+    /// The sandbox runs, or does not any more.
+    pub(crate) fn set_pod(&self, pod: Option<Arc<Substitution>>) {
+        *self.pod.lock().unwrap_or_else(PoisonError::into_inner) = pod;
+    }
+
+    /// What the sandbox changes in the configuration of a container. `None` in task mode.
+    ///
+    /// # Errors
+    ///
+    /// `FailedPrecondition`: the sandbox does not run.
+    pub(crate) fn pod(&self) -> Result<Option<Arc<Substitution>>> {
+        let pod = self.pod.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if pod.is_none() && *self.life.borrow() == Life::Sandbox {
+            return Err(Error::text(Kind::FailedPrecondition, "the sandbox does not run"));
+        }
+        Ok(pod)
     }
 
     /// The sandbox is shut down, and with it the shim.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
 use rtc_runtime::sealed_exe;
 use rtc_runtime::sys::Named;
 
@@ -21,6 +22,7 @@ use crate::arguments::Flags;
 use crate::bootstrap::{Answer, Request};
 use crate::daemon::{self, Placement};
 use crate::info;
+use crate::record::{self, Identified};
 
 /// What standard input may be long at most, in bytes, as for containerd's own shim.
 const INPUT_MAX: usize = 10 << 20;
@@ -61,12 +63,21 @@ fn start_daemon(listener: std::os::unix::net::UnixListener, request: &Request) -
         core_scheduling: request.core_scheduling,
     };
     let daemon = daemon::spawn(listener, request.identity.clone(), &placement)?;
-    let answered = answer(request);
+    let answered = record(request, daemon.child.pid).and_then(|()| answer(request));
     if answered.is_err() {
         daemon.kill();
         return answered;
     }
     daemon.told()
+}
+
+/// For `delete`, should the shim die.
+fn record(request: &Request, pid: Pid) -> Result<()> {
+    let shim = record::Shim {
+        process: Identified::of(pid).context("the shim has ended")?,
+        socket: request.identity.socket.clone(),
+    };
+    shim.save(&request.identity.bundle)
 }
 
 fn answer(request: &Request) -> Result<()> {

@@ -26,7 +26,7 @@ use crate::{kill, stats};
 pub(crate) struct TaskService(pub(crate) Arc<Shim>);
 
 /// Runs what must not be given up in the middle.
-async fn whole<T: Send + 'static>(
+pub(crate) async fn whole<T: Send + 'static>(
     verb: impl Future<Output = Result<T>> + Send + 'static,
 ) -> ttrpc::Result<T> {
     match tokio::spawn(verb).await {

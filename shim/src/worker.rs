@@ -31,6 +31,8 @@ pub(crate) struct Outcome {
     pub(crate) born: Option<Child>,
     /// The master of its terminal.
     pub(crate) terminal: Option<OwnedFd>,
+    /// Namespaces of a pod, by their `CLONE_NEW*` flags.
+    pub(crate) namespaces: Vec<(i32, OwnedFd)>,
     /// What the body returned.
     pub(crate) result: Vec<u8>,
 }
@@ -116,6 +118,7 @@ async fn follow(worker: Worker) -> Result<Outcome, Failure> {
             return Ok(Outcome {
                 born: heard.born,
                 terminal: heard.terminal,
+                namespaces: heard.namespaces,
                 result,
             });
         }
@@ -134,6 +137,7 @@ async fn follow(worker: Worker) -> Result<Outcome, Failure> {
 struct Heard {
     born: Option<Child>,
     terminal: Option<OwnedFd>,
+    namespaces: Vec<(i32, OwnedFd)>,
     last: Option<Result<Vec<u8>>>,
 }
 
@@ -171,12 +175,16 @@ impl Heard {
 
     /// Helpers of exec, and what only a pod's own workers report.
     fn note_rare(&mut self, report: Report) {
-        if let Report::Helper(pidfd) = report {
-            tokio::spawn(async move {
-                if reaper::ended(&pidfd).await.is_ok() {
-                    let _ = process::wait(&pidfd);
-                }
-            });
+        match report {
+            Report::Helper(pidfd) => {
+                tokio::spawn(async move {
+                    if reaper::ended(&pidfd).await.is_ok() {
+                        let _ = process::wait(&pidfd);
+                    }
+                });
+            }
+            Report::Namespace(flag, namespace) => self.namespaces.push((flag, namespace)),
+            _ => {}
         }
     }
 }

@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
+use crate::fuse;
 use crate::host::{cgroup::Cgroup, mounts, process};
 use crate::test::{NAMESPACE, SOCKETS};
 use crate::wait::{DEADLINE, within};
@@ -111,6 +112,9 @@ impl Belongings<'_> {
             Ok(alive.is_empty().then_some(()))
         });
         for mount in mounts::under(self.directory).unwrap_or_default().iter().rev() {
+            if mount.kind == "ext4" && mount.target.starts_with(self.directory) {
+                fuse::thaw(&mount.target);
+            }
             let _ = umount2(&mount.target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
         }
         cgroups.extend(self.cgroup.directories().unwrap_or_default());

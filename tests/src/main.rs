@@ -16,6 +16,8 @@ mod areas;
 mod bundle;
 mod container;
 mod containerd;
+mod fuse;
+mod gate;
 mod host;
 mod leftovers;
 mod lists;

@@ -30,6 +30,13 @@ pub(crate) const SOCKETS: &str = "sockets";
 #[derive(Debug)]
 pub(crate) struct Skip(String);
 
+impl Skip {
+    /// As an error, for this reason.
+    pub(crate) fn because(reason: &str) -> anyhow::Error {
+        Self(reason.to_owned()).into()
+    }
+}
+
 impl fmt::Display for Skip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "skipped: {}", self.0)

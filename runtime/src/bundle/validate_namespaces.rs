@@ -24,6 +24,11 @@ pub(super) struct Namespaces {
 }
 
 impl Namespaces {
+    /// Made ones, as bits.
+    pub(super) fn of(new: u32) -> Self {
+        Self { new, joined: 0 }
+    }
+
     /// Checks the list, the mappings and the offsets.
     pub(super) fn check(linux: &Linux) -> Result<Namespaces> {
         let mut namespaces = Namespaces::default();

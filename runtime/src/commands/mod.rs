@@ -35,9 +35,6 @@ use rtc_runtime::{log, sealed_exe, sys};
 
 use arguments::{Flag, Order, Parsed};
 
-/// The newest version of the runtime specification that rtc knows.
-pub(crate) const OCI_VERSION: &str = "1.3.0";
-
 /// What `rtc --version` says after the name.
 const VERSION_TEXT: &str = concat!(
     env!("CARGO_PKG_VERSION"),

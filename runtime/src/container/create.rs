@@ -30,7 +30,6 @@ use crate::container::cgroup_view::cgroup_view;
 use crate::container::delete::run_poststop_hooks;
 use crate::container::handover::{send_listener, send_master, send_pidfd, write_pid_file};
 use crate::container::id::ContainerId;
-use crate::container::kill::has_ended;
 use crate::container::notify::{self, Notify};
 use crate::container::state::{Locked, Record, StateRoot, process_stat};
 use crate::namespace::{IdMaps, Namespaces};
@@ -46,6 +45,7 @@ use crate::process::terminal::TerminalRequest;
 use crate::process::worker::Reporter;
 use crate::procfs::Procfs;
 use crate::sys::clone::{CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, Child};
+use crate::sys::process::has_ended;
 use crate::sys::tty;
 use crate::{hooks, log, rootfs, seccomp, sys};
 

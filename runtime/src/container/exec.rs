@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::unistd::Pid;
 use oci_spec::runtime::{Linux, Process, Spec};
 use serde::{Deserialize, Serialize};
 
@@ -165,43 +166,20 @@ impl Container<'_> {
         options: &ExecOptions<'_>,
         own_cgroup: &mut Option<ExecCgroup>,
     ) -> Result<Spawned> {
-        let Self { record, spec, .. } = self;
-        let default = Linux::default();
-        let linux = spec.linux().as_ref().unwrap_or(&default);
-        let init = record
-            .pidfd()?
-            .ok_or_else(|| anyhow!("cannot exec in a stopped container"))?;
-        let namespaces = linux.namespaces().iter().flatten();
-        let flags = namespaces.fold(0, |flags, namespace| flags | namespace::flag(namespace.typ()));
-        let root = (flags & CLONE_NEWNS == 0)
-            .then(|| self.open_root(&init))
-            .transpose()?;
-        let namespaces = Namespaces::of_container(init, flags, root);
-        let keyring = (!record.no_new_keyring)
-            .then(|| CString::new(format!("_ses.{}", self.directory.id())).context("the name of the keyring"))
-            .transpose()?;
-        let for_socket = options.console_socket.is_some() || options.reporter.is_some();
-        let join = Join {
-            namespaces: &namespaces,
-            in_user_namespace: flags & CLONE_NEWUSER != 0,
-            payload: Payload {
-                identity: Identity::new(process, linux)?,
-                program: Program::new(process)?,
-                filter: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
-                keyring,
-                terminal: terminal_of(Some(process), for_socket),
-                preserve_fds: options.preserve_fds,
-            },
-        };
-        let in_user_namespace = flags & CLONE_NEWUSER != 0;
+        let namespaces = self.namespaces()?;
+        let in_user_namespace = namespaces.has(CLONE_NEWUSER);
         let before_entering = || {
             if in_user_namespace {
                 // From inside the namespace no hard limit can be raised; children inherit ours.
-                identity::set_rlimits(nix::unistd::Pid::from_raw(0), process)?;
+                identity::set_rlimits(Pid::from_raw(0), process)?;
             }
             apply_to_ourselves(process)
         };
-        let mut join = Some(join);
+        let mut join = Some(Join {
+            namespaces: &namespaces,
+            in_user_namespace,
+            payload: self.payload(process, options)?,
+        });
         let mut spawn_into = |target: &JoinTarget| {
             let (cgroup, cgroup_procs) = match target {
                 JoinTarget::V2(directory) => (Some(directory.as_fd()), &[][..]),
@@ -230,20 +208,54 @@ impl Container<'_> {
         if let Some(unused) = own_cgroup.take() {
             unused.discard();
         }
-        let cgroup = if options.cgroup.is_empty() {
-            record.cgroup.join_target()?
-        } else {
-            record.cgroup.join_target_below(&options.cgroup)?
-        };
-        match spawn_into(&cgroup) {
+        let cgroup = &self.record.cgroup;
+        if !options.cgroup.is_empty() {
+            return spawn_into(&cgroup.join_target_below(&options.cgroup)?);
+        }
+        match spawn_into(&cgroup.join_target()?) {
             // It has passed its controllers on to cgroups below, and takes no processes any more.
-            Err(error) if is_busy(&error) && options.cgroup.is_empty() => spawn_into(
-                &record
-                    .cgroup
-                    .join_target_of_init(nix::unistd::Pid::from_raw(record.pid))?,
-            ),
+            Err(error) if is_busy(&error) => {
+                spawn_into(&cgroup.join_target_of_init(Pid::from_raw(self.record.pid))?)
+            }
             spawned => spawned,
         }
+    }
+
+    /// Those of init.
+    fn namespaces(&self) -> Result<Namespaces> {
+        let init = self
+            .record
+            .pidfd()?
+            .ok_or_else(|| anyhow!("cannot exec in a stopped container"))?;
+        let default = Linux::default();
+        let linux = self.spec.linux().as_ref().unwrap_or(&default);
+        let flags = linux
+            .namespaces()
+            .iter()
+            .flatten()
+            .fold(0, |flags, namespace| flags | namespace::flag(namespace.typ()));
+        let root = (flags & CLONE_NEWNS == 0)
+            .then(|| self.open_root(&init))
+            .transpose()?;
+        Ok(Namespaces::of_container(init, flags, root))
+    }
+
+    /// What the process becomes.
+    fn payload(&self, process: &Process, options: &ExecOptions<'_>) -> Result<Payload> {
+        let default = Linux::default();
+        let linux = self.spec.linux().as_ref().unwrap_or(&default);
+        let keyring = (!self.record.no_new_keyring)
+            .then(|| CString::new(format!("_ses.{}", self.directory.id())).context("the name of the keyring"))
+            .transpose()?;
+        let for_socket = options.console_socket.is_some() || options.reporter.is_some();
+        Ok(Payload {
+            identity: Identity::new(process, linux)?,
+            program: Program::new(process)?,
+            filter: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
+            keyring,
+            terminal: terminal_of(Some(process), for_socket),
+            preserve_fds: options.preserve_fds,
+        })
     }
 
     /// The root of a container without a mount namespace of its own.

@@ -1,16 +1,15 @@
 //! `kill`: a signal to init, by its pidfd, or to all processes of the container.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
 use crate::container::id::ContainerId;
 use crate::container::state::{Operation, Record, StateRoot, Status, process_stat};
-use crate::sys::process::{pidfd_open, pidfd_send_signal};
-use crate::sys::{self, Errno, Named};
+use crate::sys::process::{has_ended, pidfd_open, pidfd_send_signal};
+use crate::sys::{self, Errno};
 
 /// Sends a signal to the container's init, or to `all` its processes.
 ///
@@ -114,23 +113,6 @@ impl Record {
                 patience.as_secs()
             )),
             _ => Ok(()),
-        }
-    }
-}
-
-/// Whether a process ends within `patience`.
-///
-/// # Errors
-///
-/// As poll(2).
-pub fn has_ended(pidfd: impl AsFd, patience: Duration) -> Result<bool> {
-    let deadline = Instant::now() + patience;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout) {
-            Err(Errno::EINTR) => {}
-            polled => return Ok(polled.call(|| "poll".into())? > 0),
         }
     }
 }

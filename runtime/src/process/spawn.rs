@@ -149,9 +149,7 @@ fn spawn_by_helper(
                     live(theirs, || body(theirs))
                 }
                 Cloned::Parent(child) => {
-                    // The pid arrives as text beside its descriptor.
-                    tell.send(&Message::Warning(child.pid.to_string()))?;
-                    tell.send(&Message::Terminal(child.pidfd))?;
+                    tell_of_child(&tell, child)?;
                     process::exit(0)
                 }
             }
@@ -171,8 +169,14 @@ fn spawn_by_helper(
     }
 }
 
+/// A helper's report. The pid arrives as text beside its descriptor.
+pub(crate) fn tell_of_child(tell: &Channel, child: Child) -> Result<()> {
+    tell.send(&Message::Warning(child.pid.to_string()))?;
+    Ok(tell.send(&Message::Terminal(child.pidfd))?)
+}
+
 /// The helper's report: the child, or why there is none.
-fn hear_of_child(hear: &Channel) -> Result<Child> {
+pub(crate) fn hear_of_child(hear: &Channel) -> Result<Child> {
     let mut pid = None;
     loop {
         match hear.receive()? {
@@ -189,7 +193,7 @@ fn hear_of_child(hear: &Channel) -> Result<Child> {
 }
 
 /// Closes descriptors under the feet of their owners: this process ends without destructors.
-fn close(descriptors: &[RawFd]) {
+pub(crate) fn close(descriptors: &[RawFd]) {
     for descriptor in descriptors {
         // One that is closed already is what is wanted.
         let _ = nix::unistd::close(*descriptor);
@@ -206,7 +210,7 @@ fn join_cgroup(cgroup_procs: &[OwnedFd]) -> Result<()> {
 }
 
 /// Runs the child's body to its end, which is an `execve` or a failure.
-fn live(channel: &Channel, body: impl FnOnce() -> Result<Infallible>) -> ! {
+pub(crate) fn live(channel: &Channel, body: impl FnOnce() -> Result<Infallible>) -> ! {
     let Err(error) = body();
     // A parent that is gone can't be told.
     let _ = channel.send(&Message::Failed(format!("{error:#}")));

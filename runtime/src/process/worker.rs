@@ -12,7 +12,7 @@
 //!
 //! Rules for the shim:
 //! * A process that was reported as born is collected only after the end of the channel: until then the worker names it by
-//!   its pid (`/proc/<pid>/uid_map`, systemd), which must not become another's.
+//!   its pid (`/proc/<pid>/uid_map`, systemd), which must not become another's. A helper may be collected at its end.
 //! * An end without a last word (the worker was killed): what it reported as born is killed. The rest ends by itself where
 //!   it looks at its channel, and is found by [`strays`] where it was not reported yet.
 //!
@@ -275,7 +275,8 @@ fn report_panics(channel: RawFd) {
 }
 
 /// The children of this process that are none of `known`: born of a worker that was killed before it could report them.
-/// They are for the caller to kill and collect.
+/// They are for the caller to kill and collect. Only for a moment when no other worker is at work: that may have just
+/// made one which it is about to report.
 ///
 /// # Errors
 ///

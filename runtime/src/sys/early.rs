@@ -1,4 +1,4 @@
-//! The way into `rtc` for the verbs that meet a container: seals our program before libc starts.
+//! The way into `rtc` and the shim for the verbs that meet a container: seals our program before libc starts.
 //!
 //! [`crate::sealed_exe`] executes the program a second time, and all that the first incarnation did by then is lost.
 //! A static glibc alone takes 0.3 ms to get to `main` in a virtual machine (it asks the processor for its features
@@ -6,10 +6,13 @@
 //! [`early`], which has only the kernel:
 //!
 //! ```text
-//! rtc_entry: run, create or exec, and no marker in the environment?
+//! rtc_entry: run, create or exec, and no marker in the environment?   (shim_entry: start?)
 //!    yes --> overlay, execveat --> rtc_entry: there is a marker --> _start --> main --> sealed_exe::ensure checks it
 //!     `-- any of it fails, or is not needed --> _start --> main --> sealed_exe::ensure decides, and seals itself
 //! ```
+//!
+//! A program takes one of the entries by its build.rs. Descriptors and all else stay as they were: the shim reads its stdin
+//! in its second incarnation.
 //!
 //! Nothing is decided here: [`crate::sealed_exe::ensure`] checks what it finds all the same.
 //!
@@ -30,6 +33,13 @@ global_asm!(
     ".globl rtc_entry",
     ".type rtc_entry, @function",
     "rtc_entry:",
+    "xor esi, esi",
+    "jmp 2f",
+    ".globl shim_entry",
+    ".type shim_entry, @function",
+    "shim_entry:",
+    "mov esi, 1",
+    "2:",
     "mov rdi, rsp",
     "push rdx",
     "push rdx",
@@ -151,7 +161,7 @@ impl Drop for Fd {
 
 /// A system call without libc; nothing where it failed.
 #[inline(always)]
-fn call(number: libc::c_long, arguments: [usize; 5]) -> Option<usize> {
+pub(super) fn call(number: libc::c_long, arguments: [usize; 5]) -> Option<usize> {
     let result: isize;
     // SAFETY: the pointers among the arguments are valid for the call, as the callers in this file see to; the
     // kernel changes rax, rcx and r11 only.
@@ -234,21 +244,27 @@ fn overlay(directory: &Fd) -> Option<Fd> {
 }
 
 /// Returns where there is nothing to seal, or it can't be done here.
-extern "C" fn early(stack: *const usize) {
+extern "C" fn early(stack: *const usize, is_shim: u32) {
     // SAFETY: the kernel puts the count of arguments there.
     let count = unsafe { stack.read_volatile() };
     let arguments = List(stack.wrapping_add(1).cast());
     let environment = List(stack.wrapping_add(count + 2).cast());
-    if meets_container(arguments) && !is_marked(environment) && may_be_writable() {
+    if meets_container(arguments, is_shim != 0) && !is_marked(environment) && may_be_writable() {
         seal(arguments, environment);
     }
 }
 
 /// Whether an argument is one of the verbs. That a container may be called so costs one execution for nothing.
-fn meets_container(arguments: List) -> bool {
+fn meets_container(arguments: List, is_shim: bool) -> bool {
     let mut index = 1;
     while let Some(argument) = arguments.get(index) {
-        if argument.is(b"run") || argument.is(b"create") || argument.is(b"exec") {
+        let meets = if is_shim {
+            // The daemon is a fork of this one; `delete` runs hooks at most.
+            argument.is(b"start")
+        } else {
+            argument.is(b"run") || argument.is(b"create") || argument.is(b"exec")
+        };
+        if meets {
             return true;
         }
         index += 1;

@@ -7,7 +7,6 @@
 pub mod bpf;
 pub mod clone;
 #[cfg(target_arch = "x86_64")]
-#[cfg(target_arch = "x86_64")]
 mod early;
 pub mod entry;
 pub mod exe;
@@ -15,6 +14,7 @@ pub mod fd;
 pub mod file;
 pub mod mount;
 pub mod open;
+pub mod pause;
 pub mod process;
 pub mod seccomp;
 pub mod tty;

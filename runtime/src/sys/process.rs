@@ -3,7 +3,9 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
 use super::{Errno, Error, Named, Result, checked};
@@ -108,6 +110,23 @@ pub fn wait(pidfd: impl AsFd) -> Result<Exit> {
     }
 }
 
+/// Whether a process ends within `patience`, be it a child or not. It is not collected.
+///
+/// # Errors
+///
+/// As poll(2).
+pub fn has_ended(pidfd: impl AsFd, patience: Duration) -> Result<bool> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout) {
+            Err(Errno::EINTR) => {}
+            polled => return Ok(polled.call(|| "poll".into())? > 0),
+        }
+    }
+}
+
 /// Collects every child that has ended, but the one with this pid: orphans that a subreaper got.
 pub fn reap_orphans(but: Pid) {
     loop {
@@ -138,6 +157,20 @@ pub fn unshare(namespaces: libc::c_int) -> Result<()> {
     // SAFETY: takes no pointers.
     let returned = unsafe { libc::unshare(namespaces) };
     checked(returned.into(), || format!("unshare({namespaces:#x})")).map(drop)
+}
+
+/// The user namespace that owns a namespace (`NS_GET_USERNS`, Linux 4.9).
+///
+/// # Errors
+///
+/// `EPERM` where it is none of the caller's user namespace or below; `ENOTTY` where the descriptor is no namespace.
+pub fn owner_of_namespace(namespace: impl AsFd) -> Result<OwnedFd> {
+    const NS_GET_USERNS: libc::c_ulong = 0xb701;
+    // SAFETY: this request takes no argument.
+    let returned = unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_USERNS) };
+    let owner = checked(returned.into(), || "ioctl(NS_GET_USERNS)".into())?;
+    // SAFETY: a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(owner as i32) })
 }
 
 /// The kind of a namespace descriptor as its `CLONE_NEW*` flag (`NS_GET_NSTYPE`, Linux 4.11).
@@ -300,6 +333,15 @@ pub fn set_parent_death_signal(signal: i32) -> Result<()> {
 /// No signal is blocked, as a program expects at its start. SIGPIPE stays ignored until [`default_sigpipe`].
 pub fn unblock_signals() -> Result<()> {
     nix::sys::signal::SigSet::empty()
+        .thread_set_mask()
+        .call(|| "sigprocmask".into())
+}
+
+/// For a process that has nothing to do but wait: the kernel reaps its children at once, and every signal stays pending.
+pub fn ignore_children_and_block_signals() -> Result<()> {
+    // SAFETY: SIG_IGN is no function that could be called.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    nix::sys::signal::SigSet::all()
         .thread_set_mask()
         .call(|| "sigprocmask".into())
 }

@@ -13,9 +13,10 @@ use tokio::time::{Instant, timeout};
 
 use super::fifo::failed;
 use crate::error::{Error, Kind, Result};
+use crate::pollable::{Pollable, wait_for};
 
 /// A pipe, a FIFO or a terminal.
-pub(crate) type Stream = AsyncFd<OwnedFd>;
+pub(crate) type Stream = AsyncFd<Pollable<OwnedFd>>;
 
 /// How much is read at once, in bytes: the memory is there only while there is something to copy.
 const CHUNK: usize = 4096;
@@ -25,19 +26,20 @@ const SILENCE: Duration = Duration::from_millis(100);
 
 /// Makes a descriptor one that never blocks, and that tells when it is ready.
 pub(crate) fn stream(fd: OwnedFd, interest: Interest) -> Result<Stream> {
-    let flags = fcntl(&fd, FcntlArg::F_GETFL)
+    nonblocking(&fd)?;
+    wait_for(fd, interest).map_err(|error| Error::new(Kind::Unknown, error))
+}
+
+/// Makes an open file one that never blocks, for all who share it.
+pub(crate) fn nonblocking(fd: &OwnedFd) -> Result<()> {
+    let flags = fcntl(fd, FcntlArg::F_GETFL)
         .call(|| "fcntl(F_GETFL)".into())
         .map_err(failed)?;
     let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
-    fcntl(&fd, FcntlArg::F_SETFL(flags))
+    fcntl(fd, FcntlArg::F_SETFL(flags))
         .call(|| "fcntl(F_SETFL)".into())
-        .map_err(failed)?;
-    #[expect(
-        deprecated,
-        reason = "the other is unsafe; a descriptor that is owned stays the same"
-    )]
-    let stream = AsyncFd::with_interest(fd, interest);
-    stream.map_err(|error| Error::new(Kind::Unknown, error))
+        .map(drop)
+        .map_err(failed)
 }
 
 /// How far a copy is.
@@ -54,7 +56,7 @@ pub(crate) async fn copy(from: &Stream, to: Option<&Stream>, discard: bool, prog
     while let Ok(mut ready) = from.readable().await {
         let mut chunk = vec![0; CHUNK];
         loop {
-            let length = match ready.try_io(|fd| read(fd.get_ref(), &mut chunk)) {
+            let length = match ready.try_io(|fd| read(&fd.get_ref().0, &mut chunk)) {
                 Err(_nothing_there) => break,
                 Ok(Ok(0) | Err(_)) => return,
                 Ok(Ok(length)) => length,
@@ -77,10 +79,10 @@ pub(crate) async fn copy(from: &Stream, to: Option<&Stream>, discard: bool, prog
 /// Writes all, waiting where the sink is full.
 pub(crate) async fn write_all(to: &Stream, mut bytes: &[u8], progress: &Progress) -> std::io::Result<()> {
     while !bytes.is_empty() {
-        match write(to.get_ref(), bytes) {
+        match write(&to.get_ref().0, bytes) {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 progress.blocked.store(true, Ordering::Relaxed);
-                let written = to.async_io(Interest::WRITABLE, |fd| write(fd, bytes)).await;
+                let written = to.async_io(Interest::WRITABLE, |fd| write(&fd.0, bytes)).await;
                 progress.blocked.store(false, Ordering::Relaxed);
                 bytes = &bytes[written?..];
             }

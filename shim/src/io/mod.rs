@@ -13,16 +13,23 @@
 //! open -> (the process is born, ChildEnds are dropped) -> attach_terminal -> ... -> it ends -> drain -> close
 //! ```
 
+mod binary;
+mod child;
 mod copy;
+mod crilog;
 pub(crate) mod fifo;
+mod logfile;
+mod logger;
+#[cfg(test)]
+mod logger_tests;
 mod target;
 mod terminal;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::fcntl::{OFlag, open};
@@ -33,8 +40,10 @@ use tokio::time::Instant;
 
 use self::copy::{Copy, copy, stream};
 use self::fifo::{Fifo, failed, own};
+use self::logger::{Inlets, Logger};
 use self::target::Target;
 use self::terminal::Terminal;
+use self::writer::Log;
 use crate::error::{Error, Kind, Result};
 
 /// What a request says.
@@ -50,8 +59,6 @@ pub(crate) struct Request {
     pub(crate) namespace: String,
     /// What a logger is told.
     pub(crate) id: String,
-    /// Where relative things are.
-    pub(crate) bundle: PathBuf,
     /// It gets pipes in place of FIFOs, and the shim copies: [`fifo::needs_pipes`].
     pub(crate) pipes: bool,
 }
@@ -81,6 +88,7 @@ struct State {
     /// For the terminal that is yet to come: its input and output.
     for_terminal: (Option<OwnedFd>, Option<OwnedFd>),
     terminal: Option<Terminal>,
+    logger: Option<Arc<Logger>>,
 }
 
 impl Io {
@@ -93,26 +101,34 @@ impl Io {
         let stdin = Target::parse("stdin", &request.stdin)?;
         let (stdout, stderr) = outputs(request)?;
         let mut state = State::default();
-        let ends = if request.terminal {
+        // The cheap things that may be refused come first.
+        let input = if request.terminal {
             state.for_terminal.0 = state.input_of_terminal(&stdin)?;
-            match stdout {
-                Target::Null => {}
-                Target::Fifo(path) => state.for_terminal.1 = Some(Fifo::open("stdout", &path)?.into_hold()),
-                Target::Logger(_) => return Err(Error::text(Kind::Unimplemented, "a logger")),
-            }
-            ChildEnds {
-                stdin: null(OFlag::O_RDWR)?,
-                stdout: null(OFlag::O_RDWR)?,
-                stderr: null(OFlag::O_RDWR)?,
-            }
+            null(OFlag::O_RDWR)?
         } else {
-            let stdin = state.input(request, &stdin)?;
-            ChildEnds {
-                stdin,
-                stdout: state.output(request, "stdout", &stdout)?,
-                stderr: state.output(request, "stderr", &stderr)?,
-            }
+            state.input(request, &stdin)?
         };
+        let inlets = match &stdout {
+            Target::Logger(logger) => {
+                let (logger, inlets) = start_logger(logger, request).await?;
+                state.logger = Some(Arc::new(logger));
+                inlets
+            }
+            _ if request.terminal => {
+                if let Target::Fifo(path) = &stdout {
+                    state.for_terminal.1 = Some(Fifo::open("stdout", path)?.into_hold());
+                }
+                Inlets {
+                    stdout: null(OFlag::O_RDWR)?,
+                    stderr: None,
+                }
+            }
+            _ => Inlets {
+                stdout: state.output(request, "stdout", &stdout)?,
+                stderr: Some(state.output(request, "stderr", &stderr)?),
+            },
+        };
+        let ends = state.ends(request, input, inlets)?;
         Ok((Self(Mutex::new(state)), ends))
     }
 
@@ -149,16 +165,14 @@ impl Io {
     /// FIFO is there already.
     pub(crate) async fn drain(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
-        let (copies, terminal) = {
+        let (copies, terminal, logger) = {
             let state = self.state();
             let copies: Vec<_> = state.copies.iter().map(|copy| copy.drained(deadline)).collect();
-            (
-                copies,
-                state
-                    .terminal
-                    .as_ref()
-                    .and_then(|terminal| terminal.drained(deadline)),
-            )
+            let terminal = state
+                .terminal
+                .as_ref()
+                .and_then(|terminal| terminal.drained(deadline));
+            (copies, terminal, state.logger.clone())
         };
         for copy in copies {
             copy.await;
@@ -166,6 +180,44 @@ impl Io {
         if let Some(terminal) = terminal {
             terminal.await;
         }
+        if let Some(logger) = logger {
+            // The terminal writes to the logger: its end is that of the log.
+            self.state().terminal.take();
+            logger.finish(deadline).await;
+        }
+    }
+
+    /// Opens the path of the log again, which was renamed before. On return nothing is written to the old file any more.
+    ///
+    /// # Errors
+    ///
+    /// `FailedPrecondition`: there is no log of ours, or its path can't be opened (the old file stays in use);
+    /// `Unimplemented` for a logger that is a program; `DeadlineExceeded` where the file system hangs.
+    pub(crate) async fn reopen_log(&self) -> Result<()> {
+        self.logger()?.reopen().await
+    }
+
+    /// Gives a client a copy of the output from now on, at most of these streams: a pipe or a socket. It is closed at the
+    /// end of the output, or when the client is a megabyte behind; it never holds up the log.
+    ///
+    /// # Errors
+    ///
+    /// `FailedPrecondition`: there is no log of ours; `Unimplemented` for a logger that is a program; `DeadlineExceeded`
+    /// where its file system hangs.
+    pub(crate) async fn attach(&self, client: &OwnedFd, stdout: bool, stderr: bool) -> Result<()> {
+        let stdout = if stdout { writer::STDOUT } else { 0 };
+        let stderr = if stderr { writer::STDERR } else { 0 };
+        self.logger()?.attach(stdout | stderr, client).await
+    }
+
+    fn logger(&self) -> Result<Arc<Logger>> {
+        let none = || {
+            Error::text(
+                Kind::FailedPrecondition,
+                "the output goes to no log of the shim's",
+            )
+        };
+        self.state().logger.clone().ok_or_else(none)
     }
 
     /// Lets go of everything: the readers of the output see its end, once nobody else has it open; a terminal is hung up.
@@ -175,6 +227,33 @@ impl Io {
 }
 
 impl State {
+    /// What the process gets: with a terminal nothing, since that is what it gets then.
+    fn ends(&mut self, request: &Request, stdin: OwnedFd, inlets: Inlets) -> Result<ChildEnds> {
+        if request.terminal {
+            if self.logger.is_some() {
+                self.for_terminal.1 = Some(inlets.stdout);
+            }
+            return Ok(ChildEnds {
+                stdin,
+                stdout: null(OFlag::O_RDWR)?,
+                stderr: null(OFlag::O_RDWR)?,
+            });
+        }
+        let stderr = match inlets.stderr {
+            Some(stderr) => stderr,
+            None => null(OFlag::O_WRONLY)?,
+        };
+        if self.logger.is_some() {
+            own(&inlets.stdout, request.owner)?;
+            own(&stderr, request.owner)?;
+        }
+        Ok(ChildEnds {
+            stdin,
+            stdout: inlets.stdout,
+            stderr,
+        })
+    }
+
     /// The process' standard input.
     fn input(&mut self, request: &Request, target: &Target) -> Result<OwnedFd> {
         let Some((fifo, hold)) = stdin_fifo(target)? else {
@@ -206,9 +285,9 @@ impl State {
     /// The process' standard output or standard error.
     fn output(&mut self, request: &Request, field: &'static str, target: &Target) -> Result<OwnedFd> {
         let path = match target {
-            Target::Null => return null(OFlag::O_WRONLY),
+            // A logger was handled before.
+            Target::Null | Target::Logger(_) => return null(OFlag::O_WRONLY),
             Target::Fifo(path) => path,
-            Target::Logger(_) => return Err(Error::text(Kind::Unimplemented, "a logger")),
         };
         let fifo = Fifo::open(field, path)?;
         if !request.pipes {
@@ -225,6 +304,16 @@ impl State {
         }));
         Ok(write)
     }
+}
+
+/// Starts what takes the output.
+async fn start_logger(logger: &target::Logger, request: &Request) -> Result<(Logger, Inlets)> {
+    let log = match logger {
+        target::Logger::Binary(program) => return Logger::run(program, request).await,
+        target::Logger::File(path) => Log::Plain(path.clone()),
+        target::Logger::Cri(log) => Log::Cri(log.clone()),
+    };
+    Logger::write(log, request.terminal).await
 }
 
 /// Standard input as a FIFO, and the descriptor that keeps it open.

@@ -75,7 +75,7 @@ impl Terminal {
     /// Changes its size. Without effect once it was hung up.
     pub(crate) fn resize(&self, rows: u16, columns: u16) -> Result<()> {
         match self.line.master() {
-            Some(master) => tty::set_size(master.get_ref(), Size { rows, columns }).map_err(failed),
+            Some(master) => tty::set_size(&master.get_ref().0, Size { rows, columns }).map_err(failed),
             None => Ok(()),
         }
     }
@@ -104,7 +104,7 @@ async fn feed(line: Arc<Line>, input: Stream, progress: Arc<Progress>) {
     let Some(master) = line.master() else { return };
     copy(&input, Some(&master), false, &progress).await;
     drop(input);
-    let end = tcgetattr(master.get_ref())
+    let end = tcgetattr(&master.get_ref().0)
         .map(|settings| settings.control_chars[SpecialCharacterIndices::VEOF as usize]);
     if let Ok(end) = end {
         // A process that does not read its terminal is hung up all the same.

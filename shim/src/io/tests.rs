@@ -108,18 +108,18 @@ pub(super) async fn read_to_end(fd: &OwnedFd) -> Vec<u8> {
     }
 }
 
-fn write(fd: &OwnedFd, bytes: &[u8]) {
+pub(super) fn write(fd: &OwnedFd, bytes: &[u8]) {
     assert_eq!(nix::unistd::write(fd, bytes).unwrap(), bytes.len());
 }
 
-async fn opened(request: &Request) -> (Io, ChildEnds) {
+pub(super) async fn opened(request: &Request) -> (Io, ChildEnds) {
     Io::open(request)
         .await
         .map_err(|error| error.to_string())
         .unwrap()
 }
 
-async fn refused(request: Request) -> (Kind, String) {
+pub(super) async fn refused(request: Request) -> (Kind, String) {
     let error = Io::open(&request).await.map(drop).expect_err("it is refused");
     (error.kind, error.to_string())
 }
@@ -406,7 +406,7 @@ fn pipes_are_copied_in_both_directions_and_drained_at_the_end() {
         let (_, seen) = tokio::join!(
             async {
                 io.drain(LONG).await;
-                io.close()
+                io.close();
             },
             read_to_end(&out)
         );

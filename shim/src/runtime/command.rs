@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use containerd_shim_protos::shim::oci::CheckpointOptions;
+use nix::unistd::{Pid, getpid, getppid};
 use oci_spec::runtime::{LinuxResources, Spec};
 use rtc_runtime::cgroup::{Cgroup, Layout};
 use rtc_runtime::container::ContainerId;
@@ -31,7 +32,7 @@ use scratch::{child_of, detached_tmpfs, listen, memory_file, path_of, receive_ma
 use super::{Create, Created, Exec, Started};
 use crate::error::{Error, Kind, Result};
 use crate::options::Options;
-use crate::{reaper, rootfs, worker};
+use crate::{reaper, record, rootfs, worker};
 
 /// Where the state of containers is without `options.root`: as with containerd's own shim for runc, so that
 /// `runc --root /run/containerd/runc/<namespace> list` shows them.
@@ -90,6 +91,10 @@ impl Command {
 
     pub(super) async fn create(&self, wanted: Create) -> Result<Created> {
         let preparing = worker::start(None, &[], |_| {
+            self.record(&wanted.id, getppid()).save(&wanted.bundle)?;
+            if let Some(pod) = &wanted.pod {
+                pod.rewrite(&wanted.bundle)?;
+            }
             rootfs::mount_all(&wanted.bundle, &wanted.rootfs)?;
             let owns_pids = look_at(&wanted.bundle);
             if owns_pids.is_err() {
@@ -102,12 +107,15 @@ impl Command {
         let id = wanted.id.clone();
         let made = self.make_init(wanted).await;
         match made {
-            Ok((init, master, cgroup)) => Ok(Created {
-                init,
-                master,
-                cgroup,
-                owns_pids: prepared.result == [1],
-            }),
+            Ok((init, master, cgroup)) => {
+                let cgroup = self.record(&id, getpid()).save_made(&bundle, init.pid, cgroup);
+                Ok(Created {
+                    init,
+                    master,
+                    cgroup,
+                    owns_pids: prepared.result == [1],
+                })
+            }
             Err(error) => {
                 if error.kind == Kind::DeadlineExceeded
                     && let Err(error) = self.say("delete", &["--force".into()], &id, SLOW).await
@@ -123,6 +131,11 @@ impl Command {
                 Err(error)
             }
         }
+    }
+
+    /// For the shim's `delete`.
+    fn record(&self, id: &ContainerId, shim: Pid) -> record::Container {
+        record::Container::new(id, &self.root, Some(&self.program), shim)
     }
 
     /// `create`, or `restore` where it is to be made from a checkpoint: its processes run on then.
@@ -188,7 +201,11 @@ impl Command {
         let (process, master) = self
             .make_process(invocation, &wanted.container, wanted.terminal)
             .await?;
-        Ok(Started { process, master })
+        Ok(Started {
+            process,
+            master,
+            cgroup: None,
+        })
     }
 
     pub(super) async fn kill_all(&self, id: &ContainerId, signal: i32) -> Result<()> {

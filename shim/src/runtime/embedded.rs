@@ -27,6 +27,7 @@ use crate::error::{Error, Kind, Result};
 use crate::io::ChildEnds;
 use crate::options::Options;
 use crate::pollable::wait_for;
+use crate::record;
 use crate::rootfs;
 use crate::worker::{self, Failure};
 
@@ -93,6 +94,11 @@ impl Embedded {
     }
 
     fn create_in_worker(&self, create: &Create, reporter: &Reporter) -> anyhow::Result<Vec<u8>> {
+        let shim = nix::unistd::getppid();
+        record::Container::new(&create.id, &self.root, None, shim).save(&create.bundle)?;
+        if let Some(pod) = &create.pod {
+            pod.rewrite(&create.bundle)?;
+        }
         rootfs::mount_all(&create.bundle, &create.rootfs)?;
         let created = self.create_on_rootfs(create, reporter);
         if created.is_err()

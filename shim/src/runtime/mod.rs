@@ -4,6 +4,7 @@ mod command;
 mod embedded;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use std::os::fd::OwnedFd;
 
@@ -20,12 +21,15 @@ use embedded::Embedded;
 use crate::error::{Error, Kind, Result};
 use crate::io::ChildEnds;
 use crate::options::Options;
+use crate::pod::spec::Substitution;
 
 /// A container to make.
 #[derive(Debug)]
 pub(crate) struct Create {
     pub(crate) id: ContainerId,
     pub(crate) bundle: PathBuf,
+    /// What its sandbox changes in its configuration.
+    pub(crate) pod: Option<Arc<Substitution>>,
     /// What its root is made of.
     pub(crate) rootfs: Vec<Mount>,
     /// Where its processes were written to, to be restored.
@@ -49,7 +53,6 @@ pub(crate) struct Created {
 #[derive(Debug)]
 pub(crate) struct Exec {
     pub(crate) container: ContainerId,
-    pub(crate) id: String,
     /// As JSON.
     pub(crate) process: Vec<u8>,
     pub(crate) stdio: ChildEnds,

@@ -4,68 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 use serde_json::{Value, json};
 
-use crate::bundle::Bundle;
+use crate::gate::Gate;
 use crate::host::process;
 use crate::registry::Result;
 use crate::test;
 use crate::test::{Running, Test};
 use crate::wait::until;
-
-/// A hook that says it is there and then waits for [`Gate::open`], for ever if need be.
-struct Gate {
-    directory: PathBuf,
-}
-
-impl Gate {
-    fn new(t: &Test) -> Result<Self> {
-        let directory = t.path("gate");
-        fs::create_dir(&directory)?;
-        mkfifo(&directory.join("go"), Mode::from_bits_truncate(0o600))?;
-        Ok(Self { directory })
-    }
-
-    /// Puts the hook into a bundle.
-    fn hook<'t>(&self, bundle: Bundle<'t>, kind: &str) -> Bundle<'t> {
-        let outside = self.directory.to_string_lossy().into_owned();
-        let seen = if kind == "startContainer" {
-            "/tmp"
-        } else {
-            &outside
-        };
-        let script = format!("touch {seen}/arrived; cat {seen}/go");
-        let hook =
-            json!({"path": "/bin/busybox", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"]});
-        bundle
-            .mount("/tmp", "bind", &outside, &["bind"])
-            .set("/hooks", json!({kind: [hook]}))
-    }
-
-    /// Waits until the hook runs.
-    fn reached(&self) -> Result {
-        let arrived = self.directory.join("arrived");
-        until("the hook to run", || Ok(arrived.exists().then_some(())))
-    }
-
-    /// Lets the hook end: its reading ends once somebody had the FIFO open for writing.
-    fn open(&self) -> Result {
-        let fifo: &Path = &self.directory.join("go");
-        until("the hook to read", || {
-            match open(fifo, OFlag::O_WRONLY | OFlag::O_NONBLOCK, Mode::empty()) {
-                Ok(_) => Ok(Some(())),
-                // Nobody reads yet.
-                Err(Errno::ENXIO) => Ok(None),
-                Err(errno) => Err(errno).context("open the FIFO"),
-            }
-        })
-    }
-}
 
 fn signal(running: &Running, signal: Signal) -> Result {
     Ok(kill(Pid::from_raw(running.pid()), signal)?)

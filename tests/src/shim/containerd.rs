@@ -36,6 +36,8 @@ pub(crate) struct Containerd<'t> {
     pub(crate) events: Rc<Events>,
     /// Parent of all bundles.
     pub(crate) bundles: PathBuf,
+    /// Those it has started.
+    shims: RefCell<Vec<Shim<'t>>>,
 }
 
 impl<'t> Containerd<'t> {
@@ -44,13 +46,14 @@ impl<'t> Containerd<'t> {
         let namespace = t.namespace();
         let bundles = t.directory.join("task").join(&namespace);
         fs::create_dir_all(&bundles)?;
-        let socket = t.directory.join("containerd.sock");
+        let socket = t.path("containerd.sock");
         Ok(Self {
             t,
             namespace,
-            events: Rc::new(Events::serve(&socket.with_extension("sock.ttrpc"))?),
             address: socket.to_string_lossy().into_owned(),
+            events: Rc::new(Events::serve(&t.path("containerd.sock.ttrpc"))?),
             bundles,
+            shims: RefCell::default(),
         })
     }
 
@@ -123,7 +126,16 @@ impl<'t> Containerd<'t> {
         answer.extend(output.stderr);
         let result = parse_answer(&answer)?;
         ensure!(result.protocol == "ttrpc", "protocol {:?}", result.protocol);
-        Shim::connect(self.t, result)
+        let shim = Shim::connect(self.t, result)?;
+        let mut shims = self.shims.borrow_mut();
+        // The containers of a pod have one.
+        if let Some(known) = shims.iter().find(|known| known.pid() == shim.pid()) {
+            return Ok(known.clone());
+        }
+        let at_end = Rc::clone(&shim.state);
+        self.t.at_end(move || at_end.end());
+        shims.push(shim.clone());
+        Ok(shim)
     }
 
     /// Starts a shim for the bundle, and has it create the container with its streams as FIFOs that are read.
@@ -237,8 +249,6 @@ impl<'t> Shim<'t> {
         });
         let connected: api::ConnectResponse = state.call("Connect", &api::ConnectRequest::new())?;
         state.pid.set(connected.shim_pid.cast_signed());
-        let at_end = Rc::clone(&state);
-        t.at_end(move || at_end.end());
         Ok(Self { t, state })
     }
 

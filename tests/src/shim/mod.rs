@@ -31,4 +31,4 @@ pub(crate) use events::{Events, envelope_message};
 pub(crate) use message::{OPTIONS_URL, SPEC_URL, any, any_message, bytes, mount, process_count};
 pub(crate) use process::{Exited, Pending, Process, Status};
 pub(crate) use streams::{Reader, Streams, fifo};
-pub(crate) use ttrpc::{Code, Connection, REQUEST, Refusal, frame};
+pub(crate) use ttrpc::{Code, Connection, REQUEST, Refusal, Refused, frame};

@@ -1,6 +1,7 @@
 //! A container's init process, or one exec'd into it, through the shim's Task service.
 
 use std::cell::Cell;
+use std::fmt;
 use std::marker::PhantomData;
 use std::time::{Duration, SystemTime};
 
@@ -71,7 +72,6 @@ impl Exited {
 }
 
 /// A process of a container.
-#[derive(Debug)]
 pub(crate) struct Process<'t> {
     /// Whose it is.
     pub(crate) shim: Shim<'t>,
@@ -84,6 +84,18 @@ pub(crate) struct Process<'t> {
     /// `process` of the configuration.
     pub(crate) spec: Value,
     pid: Cell<i32>,
+}
+
+impl fmt::Debug for Process<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "process {:?} of {:?}, pid {}",
+            self.exec_id,
+            self.id,
+            self.pid()
+        )
+    }
 }
 
 impl<'t> Process<'t> {
@@ -225,6 +237,18 @@ impl<'t> Process<'t> {
     /// Kill with SIGKILL, Wait, Delete.
     pub(crate) fn end(&self) -> Result<()> {
         self.kill(libc::SIGKILL)?;
+        self.exits_with(137)?;
+        self.delete()?;
+        Ok(())
+    }
+
+    /// [`Process::end`] of a container that has running execs, which end with it.
+    pub(crate) fn end_with_execs(&self, execs: &[&Self]) -> Result<()> {
+        self.kill(libc::SIGKILL)?;
+        for exec in execs {
+            exec.exits_with(137)?;
+            exec.delete()?;
+        }
         self.exits_with(137)?;
         self.delete()?;
         Ok(())

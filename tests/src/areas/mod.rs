@@ -21,6 +21,8 @@ mod bad_input;
 mod cgroups;
 mod command_line;
 mod concurrency;
+mod containerd_crashes;
+mod containerd_tasks;
 mod descriptors;
 mod devices;
 mod exec;

@@ -186,8 +186,9 @@ impl Io {
         }
     }
 
-    /// Readers see the end now, for which containerd waits before it deletes a process, unless somebody whom the process has left still writes: what that writes to a pipe is copied
-    /// on. A terminal ends with its process; a logger behind it sees that.
+    /// Readers see the end now, for which containerd waits before it deletes a process; unless somebody whom the process has
+    /// left still writes: what that writes to a pipe is copied on. A terminal ends with its process, but not before what was
+    /// printed has found its reader; a logger behind it sees its end.
     fn end(&self) {
         let mut state = self.state();
         state.holds = Vec::new();

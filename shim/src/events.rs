@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use containerd_shim_protos::api::ForwardRequest;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
-use containerd_shim_protos::protobuf::{MessageField, MessageFull};
+use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::ttrpc;
@@ -26,6 +26,9 @@ use tokio::sync::Notify;
 
 use crate::bootstrap::Identity;
 use crate::log;
+
+/// Of the messages that are sent.
+const PACKAGE: &str = "containerd.events";
 
 /// Events that wait at most, but for those that are never dropped.
 const QUEUE_MAX: usize = 1024;
@@ -76,10 +79,10 @@ impl Events {
     }
 
     /// Puts an event into the queue. Never waits.
-    pub(crate) fn send(&self, topic: &'static str, message: &impl MessageFull) {
+    pub(crate) fn send(&self, topic: &'static str, message: &impl Message) {
         self.0.push(Event {
             topic,
-            event: to_any(message),
+            event: to_any(PACKAGE, message),
             at: SystemTime::now(),
         });
     }
@@ -91,10 +94,11 @@ impl Events {
     }
 }
 
-/// Packs a message as containerd's typeurl does for its own: the type's name without a host before it.
-pub(crate) fn to_any<M: MessageFull>(message: &M) -> Any {
+/// Packs a message as containerd's typeurl does for its own: the type's name without a host before it. By the name, not by
+/// the message's descriptor: to ask for that, protobuf parses those of all it depends on, 400 KiB that stay.
+pub(crate) fn to_any<M: Message>(package: &str, message: &M) -> Any {
     Any {
-        type_url: M::descriptor().full_name().to_owned(),
+        type_url: format!("{package}.{}", M::NAME),
         // Never fails: there are no required fields.
         value: message.write_to_bytes().unwrap_or_default(),
         ..Any::default()

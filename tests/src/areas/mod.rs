@@ -22,6 +22,7 @@ mod cgroups;
 mod command_line;
 mod concurrency;
 mod containerd_crashes;
+mod containerd_cri;
 mod containerd_tasks;
 mod descriptors;
 mod devices;

@@ -17,6 +17,9 @@ pub const STDIN: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw(0) };
 /// Standard output, as [`STDIN`].
 // SAFETY: as STDIN.
 pub const STDOUT: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw(1) };
+/// Standard error, as [`STDIN`].
+// SAFETY: as STDIN.
+pub const STDERR: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw(2) };
 
 /// The longest text a message carries, in bytes; longer ones are cut.
 pub const TEXT_MAX: usize = 8192;

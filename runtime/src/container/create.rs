@@ -16,7 +16,6 @@
 //! A failure undoes what was made, in reverse: [`Unfinished`].
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -28,9 +27,8 @@ use crate::cgroup::{Cgroup, Driver, JoinTarget, Layout};
 use crate::container::cgroup_view::cgroup_view;
 use crate::container::delete::run_poststop_hooks;
 use crate::container::handover::{send_listener, send_master, send_pidfd, write_pid_file};
-use crate::container::id::ContainerId;
 use crate::container::notify::{self, Notify};
-use crate::container::plan::{check_terminal, payload, plan_root, waits_for_parent};
+use crate::container::plan::{CreateOptions, check_terminal, payload, plan_root, waits_for_parent};
 use crate::container::state::{Locked, Record, StateRoot, process_stat};
 use crate::namespace::{IdMaps, Namespaces};
 use crate::process::channel::{Channel, Message};
@@ -39,7 +37,6 @@ use crate::process::identity;
 use crate::process::init::{Init, runs_in_runtime};
 use crate::process::label::set_oom_score;
 use crate::process::spawn::{Birth, Spawned, spawn};
-use crate::process::worker::Reporter;
 use crate::procfs::Procfs;
 use crate::sys::clone::{CLONE_NEWPID, CLONE_NEWUSER, Child};
 use crate::sys::process::has_ended;
@@ -47,33 +44,6 @@ use crate::{hooks, log, rootfs, sys};
 
 /// How long a cgroup is given to become empty after its processes were killed.
 pub(super) const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
-
-/// What `create` and `run` are asked for.
-#[derive(Debug)]
-pub struct CreateOptions<'a> {
-    /// The new container's id.
-    pub id: ContainerId,
-    /// Its bundle.
-    pub bundle: Bundle,
-    /// Where the master of the terminal is sent.
-    pub console_socket: Option<PathBuf>,
-    /// Where a pidfd of init is sent.
-    pub pidfd_socket: Option<PathBuf>,
-    /// A file for init's pid.
-    pub pid_file: Option<PathBuf>,
-    /// Do not pivot into the root (a root on an initramfs can't be).
-    pub no_pivot: bool,
-    /// Keep the caller's session keyring.
-    pub no_new_keyring: bool,
-    /// Descriptors from 3 on that init keeps.
-    pub preserve_fds: u32,
-    /// How many of them are sockets of socket activation (sd_listen_fds(3)), which init is told of.
-    pub listen_fds: u32,
-    /// Let systemd make the cgroup.
-    pub systemd_cgroup: bool,
-    /// In a worker of the shim: where init and the master of its terminal are reported. Nobody waits for init here.
-    pub reporter: Option<&'a Reporter>,
-}
 
 /// What became of `create`.
 #[derive(Debug, Serialize, Deserialize)]

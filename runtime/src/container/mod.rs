@@ -25,13 +25,14 @@ pub mod start;
 pub mod state;
 pub mod update;
 
-pub use create::{CreateOptions, Created, create};
+pub use create::{Created, create};
 pub use delete::delete;
 pub use exec::{ExecOptions, Executed, exec};
 pub use exec_process::{ExecOverrides, ExecProcess};
 pub use id::ContainerId;
 pub use kill::kill;
 pub use pause::{pause, resume};
+pub use plan::CreateOptions;
 pub use query::{StateReport, cgroup, list, processes, state};
 pub use run::{RunOptions, run};
 pub use start::{Starting, run_poststart, start};

@@ -1,22 +1,52 @@
-//! What `create` decides before it makes anything in the kernel: the terminal, the root, what the child becomes.
+//! What `create` is asked for, and what it decides before it makes anything in the kernel: the terminal, the root, what the
+//! child becomes.
 
 use std::ffi::CString;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use oci_spec::runtime::{Linux, Process, Spec};
 
 use crate::bundle::Bundle;
 use crate::cgroup::Driver;
-use crate::container::create::CreateOptions;
+use crate::container::id::ContainerId;
 use crate::namespace::Namespaces;
 use crate::process::identity::Identity;
 use crate::process::init::Root;
 use crate::process::payload::Payload;
 use crate::process::program::Program;
 use crate::process::terminal::TerminalRequest;
+use crate::process::worker::Reporter;
 use crate::sys::clone::{CLONE_NEWNS, CLONE_NEWUSER};
 use crate::sys::tty;
 use crate::{log, rootfs, seccomp};
+
+/// What `create` and `run` are asked for.
+#[derive(Debug)]
+pub struct CreateOptions<'a> {
+    /// The new container's id.
+    pub id: ContainerId,
+    /// Its bundle.
+    pub bundle: Bundle,
+    /// Where the master of the terminal is sent.
+    pub console_socket: Option<PathBuf>,
+    /// Where a pidfd of init is sent.
+    pub pidfd_socket: Option<PathBuf>,
+    /// A file for init's pid.
+    pub pid_file: Option<PathBuf>,
+    /// Do not pivot into the root (a root on an initramfs can't be).
+    pub no_pivot: bool,
+    /// Keep the caller's session keyring.
+    pub no_new_keyring: bool,
+    /// Descriptors from 3 on that init keeps.
+    pub preserve_fds: u32,
+    /// How many of them are sockets of socket activation (sd_listen_fds(3)), which init is told of.
+    pub listen_fds: u32,
+    /// Let systemd make the cgroup.
+    pub systemd_cgroup: bool,
+    /// In a worker of the shim: where init and the master of its terminal are reported. Nobody waits for init here.
+    pub reporter: Option<&'a Reporter>,
+}
 
 /// The terminal a process asks for. Whose console socket gets it sets it up to his liking; ours to relay ends its lines
 /// as runc has it, with \n alone.

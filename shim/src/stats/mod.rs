@@ -72,12 +72,18 @@ pub(crate) fn of_cgroup(cgroup: &Cgroup) -> anyhow::Result<Any> {
     let stats = cgroup.stats()?;
     if cgroup.is_v2() {
         let directory = cgroup.path().unwrap_or(Path::new("/"));
-        Ok(to_any(&v2::metrics(&stats, directory)))
+        Ok(to_any(
+            "io.containerd.cgroups.v2",
+            &v2::metrics(&stats, directory),
+        ))
     } else {
         let memory = cgroup
             .paths()
             .find(|(controllers, _)| controllers.split(',').any(|name| name == "memory"));
-        Ok(to_any(&v1::metrics(&stats, memory.map(|(_, path)| path))))
+        Ok(to_any(
+            "io.containerd.cgroups.v1",
+            &v1::metrics(&stats, memory.map(|(_, path)| path)),
+        ))
     }
 }
 

@@ -39,8 +39,8 @@ use crate::process::worker::Reporter;
 use crate::procfs::{Procfs, sysctl_path};
 use crate::seccomp::Filter;
 use crate::sys::clone::{
-    CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, CLONE_PARENT, Child,
-    Cloned, clone3,
+    CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS,
+    CLONE_PARENT, Child, Cloned, clone3,
 };
 use crate::sys::{Named, process};
 use crate::{bundle, log};
@@ -149,7 +149,8 @@ fn is_same(one: &FileStat, other: &FileStat) -> bool {
 }
 
 /// Makes them, in a worker: the calling process is left in the pod's network namespace. Each is reported; the pod init is
-/// reported as born, and it is ready once its namespace is reported.
+/// reported as born, and it is ready once its namespace is reported. When it is killed all processes of its PID namespace
+/// are, and it has ended once they are collected, whoever has to do that.
 ///
 /// # Errors
 ///
@@ -307,7 +308,8 @@ impl Maker<'_> {
     }
 
     fn make_init(&self) -> Result<()> {
-        let flags = CLONE_NEWPID | CLONE_NEWNS | CLONE_PARENT;
+        // A container with CAP_SYS_ADMIN may enter the namespaces of process 1: also the cgroup namespace must not be the host's.
+        let flags = CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_PARENT;
         match clone3(flags, None).context("make the pod init")? {
             Cloned::Child => {
                 close(&[self.to_worker.1.as_fd().as_raw_fd()]);

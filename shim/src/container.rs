@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use containerd_shim_protos::api::{CheckpointTaskRequest, CreateTaskRequest};
 use containerd_shim_protos::events::task::{
@@ -19,6 +19,7 @@ use oci_spec::runtime::LinuxResources;
 use rtc_runtime::cgroup::Cgroup;
 use rtc_runtime::container::ContainerId;
 
+use crate::confinement::{IdMaps, Needs};
 use crate::error::{Error, Kind, Result};
 use crate::io::{Io, Request};
 use crate::log;
@@ -37,6 +38,8 @@ pub(crate) struct Container {
     pub(crate) init: Arc<Process>,
     /// Owner and group of what is made for standard input and output.
     io_owner: (u32, u32),
+    /// Known with the configuration.
+    id_maps: OnceLock<IdMaps>,
     execs: Mutex<Vec<Exe>>,
     /// Whose turn it is to change the container.
     turn: tokio::sync::Mutex<()>,
@@ -93,6 +96,7 @@ impl Container {
             runtime: Runtime::new(&options, namespace)?,
             init: Arc::new(Process::new(String::new(), stdio, Phase::Creating)),
             io_owner: (options.io_uid, options.io_gid),
+            id_maps: OnceLock::new(),
             execs: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             made: Mutex::default(),
@@ -114,8 +118,10 @@ impl Container {
                 "checkpoint: restoring is not supported by the runtime inside of the shim",
             ));
         }
-        let pipes = confinement::of_bundle(&self.bundle)?;
-        let (io, stdio) = Io::open(&self.io_request(&shim.namespace, &self.init, pipes)).await?;
+        let (needs, id_maps) = confinement::of_bundle(&self.bundle)?;
+        // Create is called once.
+        let _ = self.id_maps.set(id_maps);
+        let (io, stdio) = Io::open(&self.io_request(&shim.namespace, &self.init, needs)).await?;
         let create = Create {
             id: self.id.clone(),
             bundle: self.bundle.clone(),
@@ -160,7 +166,7 @@ impl Container {
         Ok(pid)
     }
 
-    fn io_request(&self, namespace: &str, process: &Process, pipes: bool) -> Request {
+    fn io_request(&self, namespace: &str, process: &Process, needs: Needs) -> Request {
         let Stdio {
             stdin,
             stdout,
@@ -172,15 +178,20 @@ impl Container {
         } else {
             &process.exec_id
         };
+        // The options say it for root: what a runtime does afterwards is to give it to the process' user.
+        let or = |own: u32, option: u32| if own == 0 { option } else { own };
         Request {
             stdin,
             stdout,
             stderr,
             terminal,
-            owner: self.io_owner,
+            owner: (
+                or(needs.owner.0, self.io_owner.0),
+                or(needs.owner.1, self.io_owner.1),
+            ),
             namespace: namespace.to_owned(),
             id: id.to_owned(),
-            pipes,
+            pipes: needs.pipes,
         }
     }
 
@@ -395,8 +406,8 @@ impl Container {
             exec.map(|exec| std::mem::take(&mut exec.spec))
                 .unwrap_or_default()
         };
-        let pipes = confinement::of_process(&spec)?;
-        let (io, stdio) = Io::open(&self.io_request(namespace, process, pipes)).await?;
+        let needs = confinement::of_process(&spec, self.id_maps.get_or_init(IdMaps::default))?;
+        let (io, stdio) = Io::open(&self.io_request(namespace, process, needs)).await?;
         let exec = Exec {
             container: self.id.clone(),
             process: spec,

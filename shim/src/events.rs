@@ -10,6 +10,10 @@
 //! starts anything meanwhile. Exits are never dropped: there is at most one for each process.
 
 use std::collections::VecDeque;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -25,7 +29,7 @@ use containerd_shim_protos::ttrpc::asynchronous::transport::Socket;
 use tokio::sync::Notify;
 
 use crate::bootstrap::Identity;
-use crate::log;
+use crate::{log, worker};
 
 /// Where their messages are declared.
 const PACKAGE: &str = "containerd.events";
@@ -42,8 +46,8 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::fro
 /// After this time without events the connection is given up: its memory is worth more.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// How often one that containerd refuses is tried again.
-const REFUSALS: u32 = 3;
+/// How often one that containerd refuses is tried again; for what can't be right, once is enough.
+const REFUSALS: u32 = 10;
 
 /// An event on its way.
 #[derive(Debug)]
@@ -59,7 +63,7 @@ struct Queue {
     events: Mutex<VecDeque<Event>>,
     /// Something is in the queue, or it was closed.
     changed: Notify,
-    closed: std::sync::atomic::AtomicBool,
+    closed: AtomicBool,
 }
 
 /// Where events go in.
@@ -89,7 +93,7 @@ impl Events {
 
     /// No more events come: the publisher ends when it has passed on what there is.
     pub(crate) fn close(&self) {
-        self.0.closed.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.0.closed.store(true, Ordering::Relaxed);
         self.0.changed.notify_one();
     }
 }
@@ -140,7 +144,7 @@ impl Queue {
     }
 
     fn is_closed(&self) -> bool {
-        self.closed.load(std::sync::atomic::Ordering::Relaxed)
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// The first event, which stays in the queue.
@@ -176,7 +180,10 @@ pub(crate) struct Publisher {
 enum Outcome {
     Taken,
     /// containerd answered that it will not have it.
-    Refused(anyhow::Error),
+    Refused {
+        for_ever: bool,
+        error: anyhow::Error,
+    },
     /// It could not be asked.
     Lost(anyhow::Error),
 }
@@ -210,9 +217,9 @@ impl Publisher {
         loop {
             match self.forward(&envelope).await {
                 Outcome::Taken => return,
-                Outcome::Refused(error) => {
+                Outcome::Refused { for_ever, error } => {
                     refusals += 1;
-                    if refusals > REFUSALS {
+                    if for_ever || refusals > REFUSALS {
                         log::error(format_args!("{topic}: containerd refuses the event: {error:#}"));
                         return;
                     }
@@ -230,6 +237,42 @@ impl Publisher {
     }
 
     async fn forward(&mut self, envelope: &Envelope) -> Outcome {
+        match (&self.identity.ttrpc_address, &self.identity.publish_binary) {
+            (Some(_), _) => self.forward_to_service(envelope).await,
+            (None, Some(binary)) => match self.publish(binary, envelope).await {
+                Ok(()) => Outcome::Taken,
+                Err(error) => Outcome::Refused {
+                    for_ever: false,
+                    error,
+                },
+            },
+            // By hand, without containerd.
+            (None, None) => Outcome::Taken,
+        }
+    }
+
+    /// By a command of containerd, where there is no address: it sends what it reads.
+    async fn publish(&self, binary: &Path, envelope: &Envelope) -> Result<()> {
+        let working = worker::start(None, &[], |_| {
+            let mut child = Command::new(binary)
+                .args(["--address", &self.identity.containerd, "publish"])
+                .args(["--topic", &envelope.topic, "--namespace", &envelope.namespace])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .with_context(|| format!("run {binary:?}"))?;
+            let event = envelope.event.as_ref().context("an event")?.write_to_bytes()?;
+            child.stdin.take().context("a pipe")?.write_all(&event)?;
+            let status = child.wait()?;
+            anyhow::ensure!(status.success(), "{binary:?} publish: {status}");
+            Ok(Vec::new())
+        })?;
+        worker::patiently(working, FORWARD_TIMEOUT).await?;
+        Ok(())
+    }
+
+    async fn forward_to_service(&mut self, envelope: &Envelope) -> Outcome {
         let client = match self.connect().await {
             Ok(client) => client,
             Err(error) => return Outcome::Lost(error),
@@ -241,7 +284,10 @@ impl Publisher {
         let context = ttrpc::context::with_duration(FORWARD_TIMEOUT);
         match client.forward(context, &request).await {
             Ok(_) => Outcome::Taken,
-            Err(error @ ttrpc::Error::RpcStatus(_)) => Outcome::Refused(error.into()),
+            Err(ttrpc::Error::RpcStatus(status)) => Outcome::Refused {
+                for_ever: status.code() == ttrpc::Code::INVALID_ARGUMENT,
+                error: anyhow::anyhow!(status.message),
+            },
             Err(error) => Outcome::Lost(error.into()),
         }
     }
@@ -268,10 +314,125 @@ impl Publisher {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
+    use async_trait::async_trait;
     use containerd_shim_protos::events::task::{TaskExit, TaskIO, TaskOOM};
     use containerd_shim_protos::protobuf::MessageFull;
+    use containerd_shim_protos::protobuf::well_known_types::empty::Empty;
+    use containerd_shim_protos::shim_async::{Events as Service, create_events};
+    use containerd_shim_protos::ttrpc::asynchronous::{Server, TtrpcContext};
 
     use super::*;
+
+    /// containerd: keeps the ids of what it takes; will not have "bad".
+    #[derive(Default)]
+    struct Taken(Mutex<Vec<String>>);
+
+    #[async_trait]
+    impl Service for Taken {
+        async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
+            let exit = TaskExit::parse_from_bytes(&request.envelope.event.value).unwrap();
+            if exit.container_id == "bad" {
+                let status = ttrpc::get_status(ttrpc::Code::INVALID_ARGUMENT, "bad");
+                return Err(ttrpc::Error::RpcStatus(status));
+            }
+            self.0.lock().unwrap().push(exit.container_id);
+            Ok(Empty::default())
+        }
+    }
+
+    async fn serve(socket: &Path, taken: &Arc<Taken>) -> Server {
+        let _ = std::fs::remove_file(socket);
+        let mut server = Server::new()
+            .bind(&format!("unix://{}", socket.display()))
+            .unwrap()
+            .register_service(create_events(taken.clone()));
+        server.start().await.unwrap();
+        server
+    }
+
+    fn exit(id: &str) -> TaskExit {
+        TaskExit {
+            container_id: id.into(),
+            ..TaskExit::default()
+        }
+    }
+
+    fn identity(socket: Option<&Path>) -> Arc<Identity> {
+        Arc::new(Identity {
+            namespace: "n".into(),
+            ttrpc_address: socket.map(|socket| socket.display().to_string()),
+            ..Identity::default()
+        })
+    }
+
+    fn block_on(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let limited = async { tokio::time::timeout(Duration::from_secs(20), test).await.unwrap() };
+        runtime.block_on(limited);
+    }
+
+    fn socket(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("rtc-shim-{}-{name}.ttrpc", std::process::id()))
+    }
+
+    #[test]
+    fn events_wait_for_containerd_and_keep_their_order_over_its_restart() {
+        block_on(async {
+            let socket = socket("restart");
+            let taken = Arc::new(Taken::default());
+            let (events, publisher) = Events::queue(&identity(Some(&socket)));
+            events.send("/tasks/exit", &exit("1"));
+            let publisher = tokio::spawn(publisher.run());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let mut server = serve(&socket, &taken).await;
+            while taken.0.lock().unwrap().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            server.shutdown().await.unwrap();
+            drop(server);
+            events.send("/tasks/exit", &exit("2"));
+            events.send("/tasks/exit", &exit("bad"));
+            events.send("/tasks/exit", &exit("3"));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let _server = serve(&socket, &taken).await;
+            events.close();
+            publisher.await.unwrap();
+            assert_eq!(*taken.0.lock().unwrap(), ["1", "2", "3"]);
+            std::fs::remove_file(socket).unwrap();
+        });
+    }
+
+    #[test]
+    fn nobody_to_tell_holds_up_nothing() {
+        block_on(async {
+            let (events, publisher) = Events::queue(&identity(None));
+            events.send("/tasks/exit", &exit("1"));
+            events.close();
+            publisher.run().await;
+        });
+    }
+
+    #[test]
+    fn a_full_queue_loses_what_matters_least() {
+        let (events, _publisher) = Events::queue(&identity(None));
+        events.send("/tasks/oom", &TaskOOM::default());
+        events.send("/tasks/start", &exit("start"));
+        events.send("/tasks/oom", &TaskOOM::default());
+        for number in 0..QUEUE_MAX {
+            events.send("/tasks/exit", &exit(&number.to_string()));
+        }
+        let queue = events.0.events.lock().unwrap();
+        let topics: Vec<_> = queue.iter().map(|event| event.topic).collect();
+        // The first may be on its way already; and no exit is lost.
+        assert_eq!(topics[0], "/tasks/oom");
+        assert!(topics[1..].iter().all(|topic| *topic == "/tasks/exit"));
+        assert_eq!(topics.len(), QUEUE_MAX + 1);
+    }
 
     fn named_as_declared<M: MessageFull>() {
         assert_eq!(

@@ -44,6 +44,7 @@ mod sandbox;
 mod server;
 mod sha256;
 mod shim;
+mod signals;
 mod start;
 mod stats;
 mod stuck;

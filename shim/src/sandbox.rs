@@ -33,6 +33,9 @@ use crate::{kill, log, pod, stats};
 
 /// How long StopSandbox takes at most, where the request does not say.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the shim lives on after it has answered ShutdownSandbox: a client in Go that finds the answer and the end of
+/// the connection at once takes either, and containerd takes the end for a failure.
+const FAREWELL: Duration = Duration::from_millis(100);
 /// containerd's name for the type of `config.json`.
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
@@ -396,7 +399,11 @@ impl Service for SandboxService {
                     log::warn("shut down the sandbox: something does not end; the shim goes without it")
                 }
             }
-            shim.end();
+            // Only after the answer.
+            tokio::spawn(async move {
+                tokio::time::sleep(FAREWELL).await;
+                shim.end();
+            });
             Ok(())
         })
         .await?;

@@ -10,24 +10,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::{Task, create_task};
 use containerd_shim_protos::ttrpc::asynchronous::Server;
 use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
+use rtc_shim::protocol::create_shim;
 use tokio::io::AsyncReadExt;
 
 use crate::bootstrap::Identity;
 use crate::events::Events;
 use crate::extension::Extension;
-use crate::log;
 use crate::sandbox::SandboxService;
 use crate::shim::Shim;
 use crate::task::TaskService;
-use containerd_shim_protos::sandbox_async::create_sandbox;
-use rtc_shim::protocol::create_shim;
+use crate::{log, signals};
 
 /// How long the shim's end waits for events that containerd does not take, and then for clients that wait for something.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 const ANSWER_DEADLINE: Duration = Duration::from_millis(500);
+
+/// How often a shim that was not used yet looks for its bundle, which is in memory, under /run.
+const UNUSED_CHECK: Duration = Duration::from_secs(10);
 
 /// The Task API's name before containerd 2.0, with the same methods and messages.
 const TASK_V2: &str = "containerd.task.v2.Task";
@@ -70,6 +73,8 @@ async fn run(listener: UnixListener, told: UnixStream, identity: Identity) -> Re
 
     tokio::select! {
         () = shim.over() => {}
+        asked = signals::end_asked_for(&shim) => asked.context("wait for signals")?,
+        () = never_used(&shim, &identity) => log::warn("ends: its bundle has gone, and nobody has used it"),
         never = never_told(told) => never?,
     }
     server.stop_listen().await;
@@ -82,6 +87,18 @@ async fn run(listener: UnixListener, told: UnixStream, identity: Identity) -> Re
     // Waits for the answers on their way.
     let _ = tokio::time::timeout(ANSWER_DEADLINE, server.disconnect()).await;
     Ok(())
+}
+
+/// Returns where a container was never created and the bundle has gone: containerd was killed after `start`, and has
+/// forgotten the shim, or could not reach it.
+async fn never_used(shim: &Shim, identity: &Identity) {
+    while shim.is_unused() {
+        tokio::time::sleep(UNUSED_CHECK).await;
+        if shim.is_unused() && !identity.bundle.exists() {
+            return;
+        }
+    }
+    std::future::pending::<()>().await;
 }
 
 /// Returns only where `start` has ended before it could tell anybody of this shim.

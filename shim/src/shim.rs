@@ -134,6 +134,11 @@ impl Shim {
         }
     }
 
+    /// Whether it has neither a container nor a sandbox.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.list().is_empty() && *self.life.borrow() == Life::Tasks
+    }
+
     fn is_over(&self) -> bool {
         *self.life.borrow() == Life::Over
     }

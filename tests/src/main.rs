@@ -15,6 +15,7 @@
 mod areas;
 mod bundle;
 mod container;
+mod containerd;
 mod fuse;
 mod gate;
 mod host;

@@ -11,6 +11,7 @@ Runs the tests whose area/name contains one of the filters (all, if there is non
 
   --rtc PATH        the runtime under test (or $RTC; else the release build next to this program)
   --shim PATH       the shim under test (or $SHIM; else the release build next to this program)
+  --peers DIRECTORY what hack/peers made: without it the tests with a real containerd are skipped
   --list            print area/name of each chosen test and stop
   --exact           filters are whole names (name or area/name)
   --jobs N          tests at a time (default: number of cpus + 1)
@@ -26,6 +27,8 @@ pub(crate) struct Options {
     pub(crate) rtc: PathBuf,
     /// The shim under test, absolute.
     pub(crate) shim: PathBuf,
+    /// The real components around the shim, if they are there.
+    pub(crate) peers: Option<PathBuf>,
     /// Substrings (or whole names with `exact`) that choose tests.
     pub(crate) filters: Vec<String>,
     /// Only print what would run.
@@ -53,6 +56,7 @@ impl Options {
         let mut options = Self {
             rtc: PathBuf::new(),
             shim: PathBuf::new(),
+            peers: None,
             filters: Vec::new(),
             list: false,
             exact: false,
@@ -77,6 +81,7 @@ impl Options {
             match word {
                 "--rtc" => rtc = Some((*value()?).to_owned()),
                 "--shim" => shim = Some((*value()?).to_owned()),
+                "--peers" => options.peers = Some(PathBuf::from(*value()?)),
                 "--jobs" => options.jobs = value()?.parse::<usize>().context("--jobs")?.max(1),
                 "--timeout" => options.timeout = value()?.parse().context("--timeout")?,
                 "--machine" => options.machine = (*value()?).to_owned(),
@@ -101,7 +106,7 @@ impl Options {
 
     /// The program that a test of this area is about.
     pub(crate) fn under_test(&self, area: &str) -> &Path {
-        if area.starts_with("shim_") {
+        if area.starts_with("shim_") || area.starts_with("containerd_") {
             &self.shim
         } else {
             &self.rtc

@@ -67,6 +67,14 @@ impl Output {
         Ok(output)
     }
 
+    /// Standard output is exactly this.
+    pub(crate) fn stdout_is(self, expected: &str) -> Result<Self> {
+        if self.stdout != expected {
+            bail!("expected {expected:?} on standard output\n{self}");
+        }
+        Ok(self)
+    }
+
     /// The command succeeded and standard output contains the text.
     pub(crate) fn mentions(self, text: &str) -> Result<Self> {
         let output = self.ok()?;

@@ -220,6 +220,9 @@ fn supervise(options: &Options, base: &Path, test: &Registered) -> Result<Outcom
         .env("RTC_TESTS_DIRECTORY", base.join(&id))
         .env("RTC_TESTS_CGROUP", format!("/rtc-test-{id}"))
         .env("RTC_TESTS_TIMEOUT", options.timeout.to_string());
+    if let Some(peers) = &options.peers {
+        command.env("PEERS", peers);
+    }
     if options.keep {
         command.env("RTC_TESTS_KEEP", "1");
     }

@@ -389,6 +389,13 @@ impl Running {
         self.child.id().cast_signed()
     }
 
+    /// Ends it at once.
+    pub(crate) fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Waits for its end.
     pub(crate) fn wait(mut self) -> Result<Output> {
         let status = self.child.wait().with_context(|| self.text.clone())?;

@@ -6,6 +6,7 @@
 //! | what | how it is |
 //! |---|---|
 //! | `/proc/1/root`, `cwd` | an empty, read-only tmpfs in a mount namespace of its own, with nothing else mounted |
+//! | `/proc/1/ns` | the pod's, and a cgroup namespace of its own |
 //! | `/proc/1/fd` | none, not even stdio |
 //! | `/proc/1/environ`, `cmdline` | wiped |
 //! | `/proc/1/mem` | its heap, a copy of the shim's, is unmapped |

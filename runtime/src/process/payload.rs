@@ -2,9 +2,11 @@
 //! program. Both children share this last part of their way.
 
 use std::ffi::CString;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result};
+use nix::sys::stat::{SFlag, fstat};
+use nix::unistd::{Uid, fchown};
 
 use crate::log;
 use crate::process::channel::{Channel, Message};
@@ -12,7 +14,7 @@ use crate::process::identity::Identity;
 use crate::process::program::Program;
 use crate::process::terminal::{Terminal, TerminalRequest};
 use crate::seccomp::Filter;
-use crate::sys::{self, Errno, fd, process};
+use crate::sys::{self, Errno, Named, fd, process};
 
 /// Prepared by the parent.
 #[derive(Debug)]
@@ -76,6 +78,7 @@ impl Payload {
     /// Any step of the list.
     pub fn become_the_user(&mut self, channel: &Channel, kept: &[RawFd]) -> Result<CString> {
         self.identity.apply_limits()?;
+        give_pipes(self.identity.uid)?;
         // Without no_new_privs a filter needs CAP_SYS_ADMIN, which the change of user may give up.
         if !self.identity.no_new_privileges {
             self.load_filter(channel)?;
@@ -118,4 +121,28 @@ impl Payload {
         log::disable();
         Ok(fd::close_all_but(3 + self.preserve_fds.cast_signed(), kept)?)
     }
+}
+
+/// Gives the pipes and FIFOs among stdin, stdout and stderr to the process' user, who could not open them again by
+/// `/dev/stdout` otherwise. As runc does; but it also gives away files and sockets of the caller.
+///
+/// # Errors
+///
+/// As fchown(2), but not where a user namespace has no such owner.
+fn give_pipes(uid: u32) -> Result<()> {
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    for (number, end) in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]
+        .into_iter()
+        .enumerate()
+    {
+        let found = fstat(end).call(|| format!("fstat({number})"))?;
+        if found.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFIFO.bits() || found.st_uid == uid {
+            continue;
+        }
+        match fchown(end, Some(Uid::from_raw(uid)), None) {
+            Ok(()) | Err(Errno::EPERM | Errno::EINVAL | Errno::EOVERFLOW | Errno::EROFS) => {}
+            Err(errno) => return Err(errno).call(|| format!("fchown({number}, {uid})"))?,
+        }
+    }
+    Ok(())
 }

@@ -123,7 +123,12 @@ fn map_text(mappings: &[LinuxIdMapping]) -> String {
         .collect()
 }
 
-fn make_namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
+/// Makes a user namespace with these mappings, in the form of `/proc/<pid>/uid_map`, which nobody is in.
+///
+/// # Errors
+///
+/// As clone3(2), or a mapping that the kernel refuses.
+pub fn make_namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
     match clone3(CLONE_NEWUSER, None)? {
         Cloned::Child => {
             // Nothing else ends it should the parent be killed meanwhile.

@@ -47,6 +47,7 @@ use protect::Protection;
 use tree::Source;
 
 pub use cgroup_mounts::{Cgroups, Hierarchy};
+pub use idmap::make_namespace as make_mapping_namespace;
 pub use options::known as mount_options;
 
 /// What a plan depends on besides config.json.

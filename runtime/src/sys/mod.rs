@@ -17,6 +17,7 @@ pub mod open;
 pub mod pause;
 pub mod process;
 pub mod seccomp;
+pub mod signals;
 pub mod tty;
 
 use std::fmt;

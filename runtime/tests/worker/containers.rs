@@ -14,7 +14,7 @@ use rtc_runtime::process::worker::{self, Report};
 use rtc_runtime::sys::process::{Exit, pidfd_send_signal, wait};
 use serde_json::json;
 
-use crate::place::{Place, hear, kill_and_collect, ours, parent_of, readable};
+use crate::place::{Place, end_strays, hear, kill_and_collect, ours, parent_of, readable};
 
 pub(crate) fn container_is_our_child(place: &Place) -> Result<()> {
     place.configure(&["say", "hello", "7"], |_| {})?;
@@ -138,6 +138,22 @@ pub(crate) fn no_exec_cgroup(place: &Place) -> Result<()> {
     place.start()?;
     ensure!(exec(place, &["0"], 0)?.cgroup.is_none());
     kill_and_collect(&said.born[0])?;
+    place.delete()?;
+    place.configure(&["sleep"], |_| {})?;
+    let said = hear(place.start_create(None)?)?;
+    let created: Created = serde_json::from_slice(&said.result?)?;
+    place.start()?;
+    if created.cgroup.is_v2() {
+        let path = created.cgroup.path().context("no cgroup")?;
+        for owner in [1000, 0] {
+            std::os::unix::fs::chown(path, Some(owner), None)?;
+            ensure!(exec(place, &["0"], 0)?.cgroup.is_some() == (owner == 0));
+        }
+        // It has begun to keep cgroups of its own.
+        std::fs::write(path.join("cgroup.subtree_control"), "+pids")?;
+        ensure!(exec(place, &["0"], 0)?.cgroup.is_none());
+    }
+    kill_and_collect(&said.born[0])?;
     place.delete()
 }
 
@@ -251,6 +267,41 @@ pub(crate) fn init_ends_with_its_worker(place: &Place) -> Result<()> {
     Ok(())
 }
 
+/// The worker takes back what it has done: nobody will ask for it.
+pub(crate) fn ends_with_shim(place: &Place) -> Result<()> {
+    let hook = json!({"path": "/bin/sleep", "args": ["sleep", "1000"]});
+    for kind in ["createRuntime", "createContainer"] {
+        place.configure(&["sleep"], |config| {
+            config["hooks"] = json!({kind: [hook]});
+        })?;
+        let shim = worker::fork(None, &[], |reporter| {
+            let worker = place.start_create(None)?;
+            loop {
+                readable(&worker, Duration::from_secs(10))?;
+                if let Some(Report::Born(init)) = worker.receive()? {
+                    reporter.born(&init)?;
+                    reporter.born(&worker.child)?;
+                }
+            }
+        })?;
+        let mut born = Vec::new();
+        while born.len() < 2 {
+            readable(&shim, Duration::from_secs(10))?;
+            if let Some(Report::Born(child)) = shim.receive()? {
+                born.push(child);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        kill_and_collect(&shim.child)?;
+        for child in &born {
+            readable(&child.pidfd, Duration::from_secs(10))
+                .with_context(|| format!("{kind}: {child:?} lives"))?;
+        }
+        place.nothing_is_left().context(kind)?;
+    }
+    Ok(())
+}
+
 pub(crate) fn killed_anywhere(place: &Place) -> Result<()> {
     place.configure(&["sleep"], |_| {})?;
     let began = Instant::now();
@@ -271,9 +322,7 @@ pub(crate) fn killed_anywhere(place: &Place) -> Result<()> {
         for child in &said.born {
             kill_and_collect(child)?;
         }
-        for stray in worker::strays(&[])? {
-            kill_and_collect(&stray)?;
-        }
+        end_strays()?;
         place.delete()?;
         place.nothing_is_left().with_context(|| format!("step {step}"))?;
     }

@@ -57,6 +57,10 @@ const TESTS: &[(&str, Test)] = &[
         containers::init_ends_with_its_worker,
     ),
     (
+        "a_half_made_container_ends_with_the_shim",
+        containers::ends_with_shim,
+    ),
+    (
         "a_worker_killed_anywhere_leaves_what_delete_removes",
         containers::killed_anywhere,
     ),
@@ -108,7 +112,11 @@ fn run() -> u8 {
             Ok(()) => println!("test {name} ... ok"),
             Err(error) => println!("test {name} ... FAILED: {error:?}"),
         }
-        failed += usize::from(result.is_err());
+        if result.is_err() {
+            failed += 1;
+            // The next one is to start clean.
+            let _ = place::end_strays().and_then(|()| place.delete());
+        }
     }
     fs::remove_dir_all(&place.directory).expect("remove the directory");
     let verdict = if failed == 0 { "ok" } else { "FAILED" };

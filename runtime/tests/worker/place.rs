@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -14,7 +14,7 @@ use rtc_runtime::container::{self, ContainerId, CreateOptions, Starting, StateRo
 use rtc_runtime::process::worker::{self, Report, Reporter, Worker};
 use rtc_runtime::sys::Errno;
 use rtc_runtime::sys::clone::Child;
-use rtc_runtime::sys::process::{Exit, pidfd_send_signal, wait};
+use rtc_runtime::sys::process::{Exit, has_ended, pidfd_send_signal, wait};
 use serde_json::json;
 
 /// Where the containers of these tests are.
@@ -29,7 +29,10 @@ impl Place {
     pub(crate) fn new() -> Result<Self> {
         let name = format!("rtc-worker-{}", std::process::id());
         let directory = Path::new("/tmp").join(&name);
-        fs::create_dir_all(directory.join("bundle/rootfs"))?;
+        // Root of a user namespace could not make them.
+        for name in ["proc", "dev", "sys/fs/cgroup"] {
+            fs::create_dir_all(directory.join("bundle/rootfs").join(name))?;
+        }
         fs::copy("/proc/self/exe", directory.join("bundle/rootfs/payload"))?;
         Ok(Self {
             directory,
@@ -199,6 +202,34 @@ pub(crate) fn readable(fd: impl AsFd, patience: Duration) -> Result<()> {
 pub(crate) fn kill_and_collect(child: &Child) -> Result<Exit> {
     pidfd_send_signal(&child.pidfd, libc::SIGKILL)?;
     Ok(wait(&child.pidfd)?)
+}
+
+/// Kills all children that are left, then collects them: the first process of a PID namespace ends only after the others
+/// were collected.
+pub(crate) fn end_strays() -> Result<()> {
+    let strays = worker::strays(&[])?;
+    for stray in &strays {
+        pidfd_send_signal(&stray.pidfd, libc::SIGKILL)?;
+    }
+    // In any order, as the shim does.
+    let mut left: Vec<Child> = strays;
+    let began = Instant::now();
+    while !left.is_empty() {
+        ensure!(
+            began.elapsed() < Duration::from_secs(10),
+            "they do not end: {left:?}"
+        );
+        let mut waiting = Vec::new();
+        for child in left {
+            if has_ended(&child.pidfd, Duration::from_millis(1))? {
+                wait(&child.pidfd)?;
+            } else {
+                waiting.push(child);
+            }
+        }
+        left = waiting;
+    }
+    Ok(())
 }
 
 pub(crate) fn parent_of(pid: Pid) -> Result<i32> {

@@ -18,7 +18,7 @@ use rtc_runtime::sys::clone::{CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWPID, CLONE_NE
 use rtc_runtime::sys::process::{self, Exit, pidfd_send_signal, wait};
 use serde_json::json;
 
-use crate::place::{Place, Said, hear, kill_and_collect, ours, parent_of, readable};
+use crate::place::{Place, Said, end_strays, hear, kill_and_collect, ours, parent_of, readable};
 
 fn make(options: &PodOptions<'_>, keep: &[BorrowedFd<'_>]) -> Result<Said> {
     let keep: Vec<_> = keep.iter().map(AsRawFd::as_raw_fd).collect();
@@ -237,9 +237,7 @@ pub(crate) fn killed_anywhere(_: &Place) -> Result<()> {
         for child in &hear(worker)?.born {
             kill_and_collect(child)?;
         }
-        for stray in worker::strays(&[])? {
-            kill_and_collect(&stray)?;
-        }
+        end_strays()?;
     }
     Ok(())
 }
@@ -346,6 +344,10 @@ pub(crate) fn hardened(_: &Place) -> Result<()> {
         ensure!(!file("maps")?.contains("[heap]"));
         let at = |name: &str| format!("/proc/{}/{name}", init.pid);
         ensure!(fs::read_dir(at("fd"))?.count() == 0 && fs::read_dir(at("root/"))?.count() == 0);
+        for namespace in ["ns/mnt", "ns/cgroup", "ns/pid", "ns/net"] {
+            let ours = fs::read_link(format!("/proc/self/{namespace}"))?;
+            ensure!(fs::read_link(at(namespace))? != ours, "{namespace}");
+        }
         // Non-dumpable: /proc shows what is root's.
         use std::os::unix::fs::MetadataExt;
         ensure!(fs::metadata(at("environ"))?.uid() == 0);

@@ -46,7 +46,10 @@ pub(crate) fn nonblocking(fd: &OwnedFd) -> Result<()> {
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     copied: AtomicU64,
+    /// The sink takes no more at the moment.
     blocked: AtomicBool,
+    /// The copy ends where the source has nothing more at the moment.
+    ending: AtomicBool,
 }
 
 /// Copies until the source is at its end, which for a terminal is that nobody has its other side open (`EIO`). When nobody
@@ -57,6 +60,7 @@ pub(crate) async fn copy(from: &Stream, to: Option<&Stream>, discard: bool, prog
         let mut chunk = vec![0; CHUNK];
         loop {
             let length = match ready.try_io(|fd| read(&fd.get_ref().0, &mut chunk)) {
+                Err(_nothing_there) if progress.ending.load(Ordering::Relaxed) => return,
                 Err(_nothing_there) => break,
                 Ok(Ok(0) | Err(_)) => return,
                 Ok(Ok(length)) => length,
@@ -155,6 +159,19 @@ impl Copy {
                     return;
                 }
             }
+        }
+    }
+
+    /// Whether its sink is full.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.progress.blocked.load(Ordering::Relaxed)
+    }
+
+    /// Ends it: at once, or where its sink is full once that has taken what is there.
+    pub(crate) fn end(&self) {
+        self.progress.ending.store(true, Ordering::Relaxed);
+        if !self.is_blocked() {
+            self.abort();
         }
     }
 

@@ -162,7 +162,7 @@ impl Io {
     }
 
     /// After the process' end: returns when all of its output was passed on, or patience is over. Output that goes to a
-    /// FIFO is there already.
+    /// FIFO is there already. Its readers then see the end.
     pub(crate) async fn drain(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
         let (copies, terminal, logger) = {
@@ -180,10 +180,22 @@ impl Io {
         if let Some(terminal) = terminal {
             terminal.await;
         }
+        self.end();
         if let Some(logger) = logger {
-            // The terminal writes to the logger: its end is that of the log.
-            self.state().terminal.take();
             logger.finish(deadline).await;
+        }
+    }
+
+    /// Readers see the end now, for which containerd waits before it deletes a process; unless somebody whom the process has
+    /// left still writes: what that writes to a pipe is copied on. A terminal ends with its process, but not before what was
+    /// printed has found its reader; a logger behind it sees its end.
+    fn end(&self) {
+        let mut state = self.state();
+        state.holds = Vec::new();
+        state.stdin = None;
+        state.stdin_copy = None;
+        if let Some(terminal) = &mut state.terminal {
+            terminal.end();
         }
     }
 

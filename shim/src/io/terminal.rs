@@ -11,7 +11,7 @@
 //! client is gone, is hung up, as containerd's own shim does at once.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::termios::{SpecialCharacterIndices, tcgetattr};
@@ -45,10 +45,14 @@ impl Line {
         self.master.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn output(&self) -> MutexGuard<'_, Option<Copy>> {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Closes the master, once its copies have noticed: the processes of the session get SIGHUP.
     fn hang_up(&self) {
         self.master.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.output.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.output().take();
     }
 }
 
@@ -64,7 +68,7 @@ impl Terminal {
         let printed = Copy::start(|progress| async move {
             copy(&master, output.as_ref(), true, &progress).await;
         });
-        *line.output.lock().unwrap_or_else(PoisonError::into_inner) = Some(printed);
+        *line.output() = Some(printed);
         let input = input.map(|input| {
             let line = line.clone();
             Copy::start(|progress| feed(line, input, progress))
@@ -82,8 +86,24 @@ impl Terminal {
 
     /// As [`Copy::drained`].
     pub(crate) fn drained(&self, deadline: Instant) -> Option<impl Future<Output = ()> + Send + use<>> {
-        let output = self.line.output.lock().unwrap_or_else(PoisonError::into_inner);
+        let output = self.line.output();
         output.as_ref().map(|output| output.drained(deadline))
+    }
+
+    /// After the process' end: nothing is fed to the terminal any more, and it is hung up. Where its reader is slow, what was
+    /// printed is kept for it, and the hang-up is left to [`Terminal::close`].
+    pub(crate) fn end(&mut self) {
+        self.input.take();
+        let mut output = self.line.output();
+        if let Some(copy) = &*output {
+            copy.end();
+            if copy.is_blocked() {
+                return;
+            }
+        }
+        output.take();
+        drop(output);
+        self.line.hang_up();
     }
 
     /// Hangs up.

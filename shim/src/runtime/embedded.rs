@@ -305,7 +305,8 @@ mod tests {
 
     #[test]
     fn the_request_and_the_configuration_agree_on_a_terminal() {
-        let process: Process = serde_json::from_str(r#"{"cwd": "/", "terminal": true}"#).unwrap();
+        let process: Process =
+            serde_json::from_str(r#"{"cwd": "/", "terminal": true, "user": {"uid": 0, "gid": 0}}"#).unwrap();
         assert!(check_terminal(Some(&process), true).is_ok());
         let error = check_terminal(Some(&process), false).unwrap_err();
         assert!(error.to_string().contains("process.terminal: true"));

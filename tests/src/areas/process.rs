@@ -1,6 +1,7 @@
 //! The container's process: identity, environment, working directory, capabilities, limits.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
@@ -496,6 +497,30 @@ test!(
             .stdin(fs::File::open(&input)?)
             .run()?
             .prints("line one\nline two")?;
+        Ok(())
+    }
+);
+
+test!(
+    fn a_pipe_given_as_a_stream_can_be_opened_again_by_the_user(t: &Test) -> Result {
+        let piped = || -> Result<std::io::PipeReader> {
+            let (read, mut write) = std::io::pipe()?;
+            write.write_all(b"typed\n")?;
+            Ok(read)
+        };
+        let read = "read line < /dev/stdin && echo $line";
+        let bundle = t
+            .bundle()
+            .set("/process/user", json!({"uid": 1000, "gid": 1000}))
+            .sh(read);
+        bundle
+            .command("run", &[])?
+            .stdin(piped()?)
+            .run()?
+            .prints("typed")?;
+        let container = t.bundle().sleeper().start()?;
+        let exec = container.exec_command(&["--user", "1000:1000"], &["sh", "-c", read]);
+        exec.stdin(piped()?).run()?.prints("typed")?;
         Ok(())
     }
 );

@@ -278,10 +278,7 @@ test!(
         let containerd = Containerd::new(t)?;
         let bundle = containerd.bundle().sh("echo works");
         let shim = containerd.start(&bundle)?;
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(shim.pid()),
-            nix::sys::signal::Signal::SIGKILL,
-        )?;
+        shim.signal(nix::sys::signal::Signal::SIGKILL)?;
         shim.gone()?;
         // Its socket is there, and nobody listens.
         works(&containerd.start(&bundle)?, &bundle)

@@ -185,8 +185,8 @@ test!(
         let containerd = Containerd::new(t)?;
         let task = containerd.run(&containerd.bundle().sleeper())?;
         for (number, spec) in [
-            json!({"args": [], "cwd": "/"}),
-            json!({"args": ["true"], "cwd": "not/absolute"}),
+            json!({"args": [], "cwd": "/", "user": {"uid": 0, "gid": 0}}),
+            json!({"args": ["true"], "cwd": "not/absolute", "user": {"uid": 0, "gid": 0}}),
             json!([1, 2]),
         ]
         .iter()

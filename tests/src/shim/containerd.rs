@@ -20,7 +20,12 @@ use super::message::{OPTIONS_URL, any_message};
 use super::process::{Pending, Process};
 use super::streams::{Streams, show_log};
 use super::ttrpc::{Code, Connection, Refused};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::bundle::Bundle;
+use crate::host::cgroup::Cgroup;
+use crate::host::mounts;
 use crate::host::process::is_alive;
 use crate::test::Test;
 use crate::wait::until;
@@ -164,7 +169,32 @@ impl<'t> Containerd<'t> {
         if !output.stderr.is_empty() {
             eprintln!("delete: {}", String::from_utf8_lossy(&output.stderr));
         }
+        if !self.t.shim_is_ours() {
+            // The Go shim leaves it when it was killed.
+            for shim in self.shims.borrow().iter().filter(|shim| !is_alive(shim.pid())) {
+                let _ = fs::remove_file(shim.socket());
+            }
+        }
         api::DeleteResponse::parse_from_bytes(&output.stdout).context("answer of delete")
+    }
+
+    /// No mount in the bundle, no cgroup and no state of its container. A cgroup that empties is not gone at once.
+    pub(crate) fn nothing_is_left_of(&self, bundle: &Bundle) -> Result<()> {
+        let group = Cgroup {
+            path: format!("{}/{}", self.t.cgroup.path, bundle.id),
+        };
+        let state = self.t.root.join(&self.namespace).join(&bundle.id);
+        let find = || -> Result<Vec<PathBuf>> {
+            let mut found: Vec<PathBuf> = mounts::under(&bundle.directory)?
+                .into_iter()
+                .map(|mount| mount.target)
+                .collect();
+            found.extend(group.directories()?);
+            found.extend(state.exists().then(|| state.clone()));
+            Ok(found)
+        };
+        until("nothing to be left", || Ok(find()?.is_empty().then_some(())))
+            .with_context(|| format!("{:?}", find()))
     }
 }
 
@@ -362,6 +392,11 @@ impl<'t> Shim<'t> {
     pub(crate) fn ends(&self) -> Result<()> {
         self.shutdown()?;
         self.gone()
+    }
+
+    /// Sends the shim a signal.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.pid()), signal)?)
     }
 
     /// Waits for the process to be gone.

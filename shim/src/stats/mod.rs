@@ -18,7 +18,7 @@ use crate::process::Verb;
 pub(crate) fn pids(container: &Container) -> Result<PidsResponse> {
     container.init.phase().allows(Verb::Pids)?;
     let execs = container.execs();
-    let pids = container.with_cgroup(|cgroup| cgroup.processes())?;
+    let pids = container.with_cgroup(Cgroup::processes)?;
     let processes = pids.into_iter().map(|pid| {
         let pid = pid.as_raw().cast_unsigned();
         let exec = execs.iter().find(|exec| exec.pid() == pid);

@@ -124,7 +124,7 @@ fn a_pod_from_start_to_end(containerd: &Daemon<'_>) -> Result {
     let inspect = containerd.crictl(&["inspect", &web])?.ok()?;
     let inspect: Value = serde_json::from_str(&inspect.stdout)?;
     ensure!(inspect["status"]["state"] == "CONTAINER_EXITED", "{inspect}");
-    ensure!(inspect["status"]["exitCode"] == 137, "{inspect}");
+    ensure!(inspect["status"]["exitCode"] == 143, "{inspect}");
     containerd.crictl(&["rm", &web])?.ok()?;
     pod.exec(&other, &["echo", "still"])?.prints("still")?;
     pod.remove()

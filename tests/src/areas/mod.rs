@@ -23,6 +23,7 @@ mod command_line;
 mod concurrency;
 mod containerd_crashes;
 mod containerd_cri;
+mod containerd_docker;
 mod containerd_tasks;
 mod descriptors;
 mod devices;

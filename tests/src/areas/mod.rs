@@ -51,6 +51,7 @@ mod shim_io;
 mod shim_kill;
 mod shim_lifecycle;
 mod shim_logger;
+mod shim_signals;
 mod shim_terminal;
 mod sockets;
 mod systemd;

@@ -13,7 +13,7 @@ use crate::bundle::Bundle;
 use crate::gate::Gate;
 use crate::host::process;
 use crate::registry::Result;
-use crate::shim::{Containerd, Process, Shim, Status, Streams, api, bytes, mount, run};
+use crate::shim::{Containerd, Process, Shim, Status, Streams, api, bytes, mount};
 use crate::test;
 use crate::test::Test;
 use crate::wait::until;
@@ -395,12 +395,7 @@ test!(
         let task = containerd.run(&containerd.bundle().sleeper())?;
         let other = containerd.bundle();
         other.write()?;
-        let directory = other.directory.to_string_lossy().into_owned();
-        let output = run(
-            containerd.command(&other.directory, &other.id, &["-bundle", &directory, "delete"]),
-            &[],
-        )?;
-        ensure!(output.status.success(), "{output:?}");
+        containerd.delete_dead(&other)?;
         task.is(Status::RUNNING)?;
         task.output_of("e1", "true")?;
         task.end()

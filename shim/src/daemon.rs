@@ -9,7 +9,7 @@
 //!   exits                                     | without "told" nobody knows of it: it ends
 //! ```
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -23,7 +23,7 @@ use nix::sys::stat::Mode;
 use nix::unistd;
 use rtc_runtime::cgroup::Layout;
 use rtc_runtime::sys::clone::{Child, Cloned, clone3};
-use rtc_runtime::sys::{Named, entry, fd, process};
+use rtc_runtime::sys::{Named, entry, exe, fd, process};
 
 use crate::bootstrap::Identity;
 use crate::{log, server};
@@ -131,6 +131,7 @@ fn settle(identity: &Identity, placement: &Placement, oom_score: Option<i32>, ke
     redirect(log::fifo(&identity.bundle))?;
     fd::close_all_but(3, &kept)?;
     process::unblock_signals()?;
+    process::default_signals();
     process::set_non_dumpable()?;
     if let Some(score) = oom_score
         && let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string())
@@ -149,6 +150,10 @@ fn settle(identity: &Identity, placement: &Placement, oom_score: Option<i32>, ke
         debug: identity.debug,
         ..rtc_runtime::log::Options::default()
     })?;
+    // Each error would carry a backtrace: the first costs milliseconds, and a stripped program's says nothing.
+    for name in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
+        exe::remove_variable(OsStr::new(name));
+    }
     // Where it was started is nothing to hold on to.
     unistd::chdir("/").call(|| r#"chdir("/")"#.into())?;
     entry::rename(&command_line(identity));

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc::{self, SIGKILL};
+use rtc_runtime::cgroup::Cgroup;
 use rtc_runtime::sys::process::pidfd_send_signal;
 
 use crate::container::Container;
@@ -88,14 +89,14 @@ async fn ensure_end(container: &Container, process: &Process, is_init: bool) -> 
     let pidfd = pidfd.try_clone().map_err(anyhow::Error::from)?;
     if is_frozen(container) {
         // On cgroup v1 a frozen process dies when it is thawed.
-        let _ = container.with_cgroup(rtc_runtime::cgroup::Cgroup::thaw);
+        let _ = container.with_cgroup(Cgroup::thaw);
     }
     if has_ended(&pidfd, PATIENCE).await {
         return Ok(());
     }
     if is_init {
         container.runtime.kill_all(&container.id, SIGKILL).await?;
-        let _ = container.with_cgroup(rtc_runtime::cgroup::Cgroup::thaw);
+        let _ = container.with_cgroup(Cgroup::thaw);
     }
     if has_ended(&pidfd, LAST_PATIENCE).await {
         return Ok(());
@@ -103,9 +104,7 @@ async fn ensure_end(container: &Container, process: &Process, is_init: bool) -> 
     let mut pids = vec![process.pid()];
     if is_init {
         // It may have ended but for those that it waits for.
-        let others = container
-            .with_cgroup(|cgroup| cgroup.processes())
-            .unwrap_or_default();
+        let others = container.with_cgroup(Cgroup::processes).unwrap_or_default();
         pids.extend(others.into_iter().map(|pid| pid.as_raw().cast_unsigned()));
         pids.dedup();
     }
@@ -116,9 +115,7 @@ async fn ensure_end(container: &Container, process: &Process, is_init: bool) -> 
 }
 
 fn is_frozen(container: &Container) -> bool {
-    container
-        .with_cgroup(rtc_runtime::cgroup::Cgroup::is_frozen)
-        .unwrap_or(false)
+    container.with_cgroup(Cgroup::is_frozen).unwrap_or(false)
 }
 
 async fn has_ended(pidfd: &OwnedFd, patience: Duration) -> bool {

@@ -134,10 +134,11 @@ impl Pod {
     }
 }
 
-/// Where any process finds a descriptor of this one.
+/// Where any process finds a descriptor of this one. runc up to 1.5 takes any path of a user namespace that begins with
+/// `/proc/<pid>/` for one of that process, and reads its id maps: the dot makes it look into the namespace.
 fn path_of(descriptor: &OwnedFd) -> PathBuf {
     let pid = std::process::id();
-    format!("/proc/{pid}/fd/{}", descriptor.as_raw_fd()).into()
+    format!("/proc/./{pid}/fd/{}", descriptor.as_raw_fd()).into()
 }
 
 /// Unmounts the files of a pod, be it one that was never whole.

@@ -3,12 +3,12 @@
 //! The list of known children is for one case: a worker that was killed before it could report what it made. What is
 //! then a child of this process and on no list is killed and collected (`rtc_runtime::process::worker::strays`).
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use rtc_runtime::process::worker;
 use rtc_runtime::sys::clone::Child;
@@ -62,6 +62,21 @@ pub(crate) fn collect_behind(child: Child) {
             log::warn(format_args!("{error:#}"));
         }
     });
+}
+
+/// Collects a child that ends by itself: at once where it has ended, else whenever it does.
+pub(crate) fn collect_helper(pidfd: OwnedFd) {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+    if matches!(
+        waitid(Id::PIDFd(pidfd.as_fd()), flags),
+        Ok(WaitStatus::StillAlive)
+    ) {
+        tokio::spawn(async move {
+            if ended(&pidfd).await.is_ok() {
+                let _ = process::wait(&pidfd);
+            }
+        });
+    }
 }
 
 /// Kills and collects the children that nobody knows. To be called while no worker is at work: it may just have made one.

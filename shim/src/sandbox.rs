@@ -396,7 +396,7 @@ impl Service for SandboxService {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => log::warn(format_args!("shut down the sandbox: {error}")),
                 Err(_) => {
-                    log::warn("shut down the sandbox: something does not end; the shim goes without it")
+                    log::warn("shut down the sandbox: something does not end; the shim goes without it");
                 }
             }
             // Only after the answer.

@@ -107,6 +107,10 @@ async fn follow(worker: Worker) -> Result<Outcome, Failure> {
         let _ = process::pidfd_send_signal(&worker.child.pidfd, nix::libc::SIGKILL);
     }
     let exit = reaper::collect(worker.child.pid, &worker.child.pidfd).await;
+    // They have ended before the worker, as a rule.
+    for helper in std::mem::take(&mut heard.helpers) {
+        reaper::collect_helper(helper);
+    }
     if heard.last.is_none() {
         LOST.store(true, Ordering::Relaxed);
     }
@@ -138,22 +142,27 @@ struct Heard {
     born: Option<Child>,
     terminal: Option<OwnedFd>,
     namespaces: Vec<(i32, OwnedFd)>,
+    /// Processes that end by themselves.
+    helpers: Vec<OwnedFd>,
     last: Option<Result<Vec<u8>>>,
 }
 
 impl Heard {
-    /// Hears everything, until the worker's end of the channel is closed.
+    /// Hears everything, to the last word or until the worker's end of the channel is closed.
     async fn listen(&mut self, worker: &Worker) -> Result<()> {
         let channel = wait_for(worker.as_fd(), Interest::READABLE).context("hear a worker")?;
         loop {
             let mut ready = channel.readable().await?;
-            loop {
+            while self.last.is_none() {
                 match worker.receive() {
                     Ok(Some(report)) => self.note(report),
                     Ok(None) => return Ok(()),
                     Err(error) if error.errno == Errno::EAGAIN => break,
                     Err(error) => return Err(error.into()),
                 }
+            }
+            if self.last.is_some() {
+                return Ok(());
             }
             ready.clear_ready();
         }
@@ -176,13 +185,7 @@ impl Heard {
     /// Helpers of exec, and what only a pod's own workers report.
     fn note_rare(&mut self, report: Report) {
         match report {
-            Report::Helper(pidfd) => {
-                tokio::spawn(async move {
-                    if reaper::ended(&pidfd).await.is_ok() {
-                        let _ = process::wait(&pidfd);
-                    }
-                });
-            }
+            Report::Helper(pidfd) => self.helpers.push(pidfd),
             Report::Namespace(flag, namespace) => self.namespaces.push((flag, namespace)),
             _ => {}
         }

@@ -5,7 +5,8 @@ use std::os::fd::AsFd;
 use anyhow::{Result, anyhow, bail};
 use oci_spec::runtime::Process;
 
-use crate::container::create::{CreateOptions, HandedOver, Unfinished, check_terminal};
+use crate::container::create::{HandedOver, Unfinished};
+use crate::container::plan::{CreateOptions, check_terminal};
 use crate::container::start::{remove_if_same, run_poststart_hooks};
 use crate::container::state::StateRoot;
 use crate::log;

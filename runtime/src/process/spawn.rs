@@ -161,8 +161,10 @@ fn spawn_by_helper(
                 process::wait(&helper.pidfd)?;
                 return child;
             };
+            // Both reports at once wake the shim once. Should this process die before, the shim looks for what it made.
+            let child = hear_of_child(&hear);
             reporter.helper(&helper.pidfd).context("report the helper")?;
-            let child = hear_of_child(&hear)?;
+            let child = child?;
             reporter.born(&child).context("report the container's process")?;
             Ok(child)
         }

@@ -108,7 +108,7 @@ fn mount_one(root: &Path, wanted: &Mount) -> Result<()> {
     }
     if options.flags.contains(MsFlags::MS_BIND) && options.flags.intersects(PER_MOUNT) {
         // A bind mount takes its own flags only when it is remounted.
-        let flags = options.flags - MsFlags::MS_REC | MsFlags::MS_REMOUNT;
+        let flags = (options.flags - MsFlags::MS_REC) | MsFlags::MS_REMOUNT;
         mount(none, &target, none, flags, none).context("remount with its flags")?;
     }
     match &namespace {

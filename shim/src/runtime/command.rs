@@ -220,6 +220,8 @@ impl Command {
         match killed {
             // They have ended, which is what was wanted.
             Err(error) if matches!(error.kind, Kind::NotFound | Kind::FailedPrecondition) => Ok(()),
+            // In the same moment they were deleted, and their cgroup with them.
+            Err(error) if error.to_string().contains("no such file or directory") => Ok(()),
             killed => killed,
         }
     }

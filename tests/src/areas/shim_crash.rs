@@ -6,7 +6,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::bundle::Bundle;
@@ -15,7 +16,7 @@ use crate::host::process;
 use crate::registry::Result;
 use crate::shim::{Containerd, Process, Shim, Status, Streams, api, bytes, mount};
 use crate::test;
-use crate::test::Test;
+use crate::test::{Skip, Test};
 use crate::wait::until;
 
 /// How long after the beginning of a step the shim is killed, in microseconds. Steps take one to fifty milliseconds.
@@ -225,6 +226,44 @@ test!(
         send(&prepared.shim, "Start", start_request(&task.id, "")?)?;
         gate.reached()?;
         prepared.crash()
+    }
+);
+
+test!(
+    fn a_worker_that_is_killed_fails_its_call_and_leaves_nothing(t: &Test) -> Result {
+        if !t.shim_is_ours() {
+            return Err(Skip::because("another shim has no workers"));
+        }
+        let gate = Gate::new(t)?;
+        let prepared = Prepared::new(t, |bundle| gate.hook(bundle, "createRuntime"))?;
+        let Prepared { shim, request, .. } = &prepared;
+        let creating = shim.begin::<api::CreateTaskResponse>("Create", request)?;
+        gate.reached()?;
+        // Of the shim's children, it is the one that has a child of its own: the hook.
+        let children = process::descendants(shim.pid());
+        let worker = children.into_iter().find(|child| {
+            let parent = process::parent_and_state(*child).map(|(parent, _)| parent);
+            parent == Some(shim.pid()) && !process::descendants(*child).is_empty()
+        });
+        let worker = worker.context("no worker")?;
+        // The hook is nobody's then, and goes on.
+        let hook = process::descendants(worker);
+        for pid in [worker].into_iter().chain(hook) {
+            kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+        }
+        let refused = creating.answer().err().context("created by a dead worker")?;
+        ensure!(format!("{refused:#}").contains("the worker died"), "{refused:#}");
+        prepared.containerd.nothing_is_left_of(&prepared.bundle)?;
+        until("the shim to have no child", || {
+            Ok(process::descendants(shim.pid()).is_empty().then_some(()))
+        })?;
+        // Its id is free again.
+        let again = shim.begin::<api::CreateTaskResponse>("Create", request)?;
+        gate.open()?;
+        again.answer()?;
+        let task = shim.process(&prepared.bundle, Streams::default(), 0);
+        task.start()?;
+        task.end()
     }
 );
 

@@ -39,6 +39,10 @@ const DEADLINE: Duration = Duration::from_secs(4);
 /// How long a living shim without containers may take to end by itself.
 const SHIM_DEADLINE: Duration = Duration::from_secs(1);
 
+/// How long a worker that was just made, when its shim died, may hold a copy of the socket: it closes it first of all, but
+/// may have to wait for a processor.
+const COPY_DEADLINE: Duration = Duration::from_millis(500);
+
 /// How long a foreign runtime may take.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -275,8 +279,12 @@ fn end(shim: Identified) {
 
 /// Unless another shim of the group has it by now.
 fn remove_socket(socket: &Path) -> Result<()> {
-    if address::answers(socket)? {
-        return Ok(());
+    let deadline = Instant::now() + COPY_DEADLINE;
+    while address::answers(socket)? {
+        if Instant::now() > deadline {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -196,7 +196,7 @@ impl Command {
                 "--detach".into(),
             ],
             stdio: Some(wanted.stdio),
-            patience: SLOW,
+            patience: wanted.patience.min(SLOW),
         };
         let (process, master) = self
             .make_process(invocation, &wanted.container, wanted.terminal)

@@ -421,3 +421,56 @@ test!(
         frozen_logs(t, |log| format!("cri://{}", log.display()))
     }
 );
+
+/// `rtc.shim.v1.ExecSyncRequest` with a timeout in milliseconds (below 16384), by hand.
+fn exec_sync_request(container: &str, process: &serde_json::Value, timeout: u16) -> Vec<u8> {
+    let field = |number: u8, bytes: &[u8]| {
+        let length = [(bytes.len() & 0x7f) as u8 | 0x80, (bytes.len() >> 7) as u8];
+        [&[number << 3 | 2], &length[..], bytes].concat()
+    };
+    let timeout = [3 << 3, (timeout & 0x7f) as u8 | 0x80, (timeout >> 7) as u8];
+    [
+        field(1, container.as_bytes()),
+        field(2, process.to_string().as_bytes()),
+        timeout.to_vec(),
+    ]
+    .concat()
+}
+
+test!(
+    fn the_timeout_of_an_exec_holds_for_a_program_that_can_not_even_be_read(t: &Test) -> Result {
+        if !t.shim_is_ours() {
+            return t.skip("rtc.shim.v1 is ours");
+        }
+        let containerd = Containerd::new(t)?;
+        let mut hang = hanging(t)?;
+        let source = hang.path.to_string_lossy().into_owned();
+        let bundle = containerd
+            .bundle()
+            .sleeper()
+            .mount("/mnt", "bind", &source, &["rbind"]);
+        fs::create_dir(bundle.rootfs().join("mnt"))?;
+        let task = containerd.run(&bundle)?;
+        let process = serde_json::json!({"args": ["/bin/cat", "/mnt/hang"], "cwd": "/mnt/hang",
+            "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}});
+        let processes = || crate::host::process::descendants(task.shim.pid()).len();
+        let before = processes();
+        for _ in 0..3 {
+            let request = exec_sync_request(&task.id, &process, 300);
+            let mut connection = task.shim.connection()?;
+            in_bounded_time("ExecSync", || {
+                connection.send("rtc.shim.v1.Shim", "ExecSync", request)?;
+                let (_, _, message) = connection.next_frame()?;
+                // ExecSyncExit: killed, and because its time was over.
+                ensure!(message == [0x1a, 5, 8, 0x89, 1, 16, 1], "{message:?}");
+                Ok(())
+            })??;
+        }
+        task.is(Status::RUNNING)?;
+        hang.end();
+        until("what was given up to end", || {
+            Ok((processes() <= before).then_some(()))
+        })?;
+        task.end()
+    }
+);

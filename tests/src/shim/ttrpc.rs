@@ -178,6 +178,12 @@ impl Connection {
         }
     }
 
+    /// The next frame: stream, type and body.
+    pub(crate) fn next_frame(&mut self) -> Result<(u32, u8, Vec<u8>)> {
+        let frame = read_frame(&mut self.stream).context("no answer from the shim")?;
+        frame.context("the shim hung up")
+    }
+
     /// Waits until the server hangs up.
     pub(crate) fn closed(&mut self) -> Result<()> {
         while read_frame(&mut self.stream)

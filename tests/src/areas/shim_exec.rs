@@ -136,7 +136,7 @@ test!(
         let group = fs::read_to_string(format!("/proc/{}/cgroup", task.pid()))?;
         let directory = std::path::Path::new("/sys/fs/cgroup").join(group.trim().trim_start_matches("0::/"));
         let left = fs::read_dir(directory)?.filter(|entry| {
-            let name = entry.as_ref().map(std::fs::DirEntry::file_name);
+            let name = entry.as_ref().map(fs::DirEntry::file_name);
             name.is_ok_and(|name| name.to_string_lossy().starts_with("exec-"))
         });
         let left = left.count();
@@ -366,9 +366,11 @@ test!(
         let containerd = Containerd::new(t)?;
         let task = containerd.create(&containerd.bundle().sh("echo started; sleep 1000000"))?;
         let exec = task.exec("e1", &["true"])?;
-        match exec.start() {
-            Ok(_) => drop(exec.exits_with(0)?),
-            refused => drop(refused.refused(Code::FAILED_PRECONDITION)?),
+        let started = exec.start();
+        if started.is_ok() {
+            exec.exits_with(0)?;
+        } else {
+            started.refused(Code::FAILED_PRECONDITION)?;
         }
         exec.delete()?;
         task.start()?;

@@ -12,7 +12,7 @@ use crate::fuse::{Freezable, Hanging};
 use crate::gate::Gate;
 use crate::host::process;
 use crate::registry::Result;
-use crate::shim::{Code, Containerd, Process, Refusal, Shim, Status, Streams, api};
+use crate::shim::{Code, Containerd, Field, Process, Refusal, Shim, Status, Streams, api, by_hand};
 use crate::test;
 use crate::test::{Skip, Test};
 use crate::wait::until;
@@ -321,7 +321,19 @@ test!(
         until("the process to hang", || Ok(hang.holds_somebody().then_some(())))?;
         // Refused with a word about the process, or taken note of: but answered.
         let _ = in_bounded_time("Kill", || stuck.kill(libc::SIGTERM))?;
-        let _ = in_bounded_time("Kill", || stuck.kill(libc::SIGKILL))?;
+        let killed = in_bounded_time("Kill", || stuck.kill(libc::SIGKILL))?;
+        if t.shim_is_ours() {
+            let text = killed.err().map(|error| format!("{error:#}")).unwrap_or_default();
+            for word in [
+                "(\"cat\")",
+                "state D",
+                "the mount of fuse",
+                "at \"/mnt\"",
+                "request_wait_answer",
+            ] {
+                ensure!(text.contains(word), "{word} is missing: {text}");
+            }
+        }
         let _ = in_bounded_time("Kill of all", || stuck.kill_all(libc::SIGKILL))?;
         in_bounded_time("State", || stuck.state())??;
         let _ = in_bounded_time("Pids", || stuck.pids())?;
@@ -422,21 +434,6 @@ test!(
     }
 );
 
-/// `rtc.shim.v1.ExecSyncRequest` with a timeout in milliseconds (below 16384), by hand.
-fn exec_sync_request(container: &str, process: &serde_json::Value, timeout: u16) -> Vec<u8> {
-    let field = |number: u8, bytes: &[u8]| {
-        let length = [(bytes.len() & 0x7f) as u8 | 0x80, (bytes.len() >> 7) as u8];
-        [&[number << 3 | 2], &length[..], bytes].concat()
-    };
-    let timeout = [3 << 3, (timeout & 0x7f) as u8 | 0x80, (timeout >> 7) as u8];
-    [
-        field(1, container.as_bytes()),
-        field(2, process.to_string().as_bytes()),
-        timeout.to_vec(),
-    ]
-    .concat()
-}
-
 test!(
     fn the_timeout_of_an_exec_holds_for_a_program_that_can_not_even_be_read(t: &Test) -> Result {
         if !t.shim_is_ours() {
@@ -453,18 +450,24 @@ test!(
         let task = containerd.run(&bundle)?;
         let process = serde_json::json!({"args": ["/bin/cat", "/mnt/hang"], "cwd": "/mnt/hang",
             "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}});
-        let processes = || crate::host::process::descendants(task.shim.pid()).len();
+        let processes = || process::descendants(task.shim.pid()).len();
         let before = processes();
         for _ in 0..3 {
-            let request = exec_sync_request(&task.id, &process, 300);
+            let request = by_hand(&[
+                Field::text(1, &task.id),
+                Field::text(2, &process.to_string()),
+                Field::Number(3, 300),
+            ]);
             let mut connection = task.shim.connection()?;
+            let mut last = Vec::new();
             in_bounded_time("ExecSync", || {
-                connection.send("rtc.shim.v1.Shim", "ExecSync", request)?;
-                let (_, _, message) = connection.next_frame()?;
-                // ExecSyncExit: killed, and because its time was over.
-                ensure!(message == [0x1a, 5, 8, 0x89, 1, 16, 1], "{message:?}");
-                Ok(())
+                connection.stream("rtc.shim.v1.Shim", "ExecSync", request, |message| {
+                    last = message;
+                    Ok(true)
+                })
             })??;
+            // ExecSyncExit: killed, and because its time was over.
+            ensure!(last == [0x1a, 5, 8, 0x89, 1, 16, 1], "{last:?}");
         }
         task.is(Status::RUNNING)?;
         hang.end();

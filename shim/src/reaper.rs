@@ -67,7 +67,10 @@ pub(crate) fn collect_behind(child: Child) {
 /// Collects a child that ends by itself: at once where it has ended, else whenever it does.
 pub(crate) fn collect_helper(pidfd: OwnedFd) {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
-    if matches!(waitid(Id::PIDFd(pidfd.as_fd()), flags), Ok(WaitStatus::StillAlive)) {
+    if matches!(
+        waitid(Id::PIDFd(pidfd.as_fd()), flags),
+        Ok(WaitStatus::StillAlive)
+    ) {
         tokio::spawn(async move {
             if ended(&pidfd).await.is_ok() {
                 let _ = process::wait(&pidfd);

@@ -1,7 +1,7 @@
 //! ttrpc by hand (the protocol of containerd's `ttrpc` repository, `PROTOCOL.md`): a frame is
 //!
 //! ```text
-//! length: u32  stream: u32  type: u8 (1 request, 2 response)  flags: u8  |  length bytes of protobuf
+//! length: u32  stream: u32  type: u8 (1 request, 2 response, 3 data of a stream)  flags: u8  |  length bytes of protobuf
 //! ```
 //!
 //! in big-endian order. A client's streams have odd numbers.
@@ -24,6 +24,17 @@ use crate::wait::DEADLINE;
 pub(crate) const REQUEST: u8 = 1;
 /// Type of a frame that answers.
 pub(crate) const RESPONSE: u8 = 2;
+/// Type of a frame of a stream of answers.
+const DATA: u8 = 3;
+
+/// What comes on a stream of answers.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    /// One answer, or the end of the stream, which is empty.
+    Data(Vec<u8>),
+    /// The stream ended by an answer of success.
+    Answer,
+}
 
 const HEADER: usize = 10;
 
@@ -145,6 +156,18 @@ impl Connection {
         self.next += 2;
         self.send_raw(&frame(stream, REQUEST, &request.write_to_bytes()?))?;
         Ok(stream)
+    }
+
+    /// Waits for the next answer of a stream of them, or a [`Refused`]. Nothing else is asked on this connection.
+    pub(crate) fn next_of(&mut self, stream: u32) -> Result<Incoming> {
+        let frame = read_frame(&mut self.stream).context("no answer from the shim")?;
+        let (answered, kind, body) = frame.context("the shim hung up")?;
+        ensure!(answered == stream, "an answer on stream {answered}");
+        if kind == DATA {
+            return Ok(Incoming::Data(body));
+        }
+        self.early.insert(stream, body);
+        self.receive(stream).map(|_| Incoming::Answer)
     }
 
     /// Waits for the answer on a stream: its payload, or a [`Refused`].

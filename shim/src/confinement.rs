@@ -6,7 +6,6 @@
 use std::path::Path;
 
 use rtc_runtime::bundle::{self, CONFIG, MAX_CONFIG_SIZE};
-use rtc_runtime::sys::{self, Errno};
 use serde::Deserialize;
 
 use crate::error::{Error, Kind, Result};
@@ -89,24 +88,13 @@ fn outside(id: u32, maps: Option<&[Mapping]>) -> u32 {
 ///
 /// # Errors
 ///
-/// `NotFound`: there is no configuration; `InvalidArgument`: it can't be read. Nothing could be created of it either.
+/// There is no configuration that could be read: nothing could be created of it either.
 pub(crate) fn of_bundle(directory: &Path) -> Result<(Needs, IdMaps)> {
     let read = || {
         let raw = bundle::read_config(&directory.join(CONFIG), MAX_CONFIG_SIZE)?;
         bundle::parse_json::<Config>(&raw)
     };
-    let config = read().map_err(|error| {
-        let is_missing = error.chain().any(|cause| {
-            let call = cause.downcast_ref::<sys::Error>();
-            call.is_some_and(|error| error.errno == Errno::ENOENT)
-        });
-        let kind = if is_missing {
-            Kind::NotFound
-        } else {
-            Kind::InvalidArgument
-        };
-        Error::new(kind, error)
-    })?;
+    let config = read().map_err(|error| Error::new(Kind::InvalidArgument, error))?;
     let maps = config.linux.unwrap_or_default();
     Ok((config.process.unwrap_or_default().needs(&maps), maps))
 }

@@ -16,6 +16,7 @@ use containerd_shim_protos::protobuf::Message as _;
 use containerd_shim_protos::shim::oci::CheckpointOptions;
 use containerd_shim_protos::topics;
 use oci_spec::runtime::LinuxResources;
+use rtc_runtime::bundle;
 use rtc_runtime::cgroup::Cgroup;
 use rtc_runtime::container::ContainerId;
 
@@ -406,6 +407,9 @@ impl Container {
             exec.map(|exec| std::mem::take(&mut exec.spec))
                 .unwrap_or_default()
         };
+        // The worker checks it again, whose errors have no kind.
+        bundle::parse_process(spec.clone())
+            .map_err(|error| Error::new(Kind::InvalidArgument, error.context("spec")))?;
         let needs = confinement::of_process(&spec, self.id_maps.get_or_init(IdMaps::default))?;
         let (io, stdio) = Io::open(&self.io_request(namespace, process, needs)).await?;
         let exec = Exec {

@@ -131,6 +131,7 @@ fn settle(identity: &Identity, placement: &Placement, oom_score: Option<i32>, ke
     redirect(log::fifo(&identity.bundle))?;
     fd::close_all_but(3, &kept)?;
     process::unblock_signals()?;
+    process::default_signals();
     process::set_non_dumpable()?;
     if let Some(score) = oom_score
         && let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string())

@@ -346,6 +346,16 @@ pub fn ignore_children_and_block_signals() -> Result<()> {
         .call(|| "sigprocmask".into())
 }
 
+/// No signal is ignored but SIGPIPE, whatever this process was started with: what it makes would inherit that.
+pub fn default_signals() {
+    for signal in 1..32 {
+        if ![libc::SIGKILL, libc::SIGSTOP, libc::SIGPIPE].contains(&signal) {
+            // SAFETY: SIG_DFL is a valid disposition, no handler is installed.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+    }
+}
+
 /// A program expects SIGPIPE not to be ignored; while this process is ours, it would die of a hook that does not read.
 pub fn default_sigpipe() {
     // SAFETY: SIG_DFL is a valid disposition, no handler is installed.

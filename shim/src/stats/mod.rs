@@ -12,10 +12,22 @@ use rtc_runtime::cgroup::Cgroup;
 use crate::container::Container;
 use crate::error::Result;
 use crate::events::to_any;
-use crate::process::Verb;
+use crate::process::{Phase, Verb};
 
 /// The processes in the container's cgroup, and which of them were started by exec.
+///
+/// Of a container that has ended and was not deleted, its init: containerd 2 asks when it starts again, deletes a task
+/// without processes as one that was never made, and the exit that happened in its absence would be lost.
 pub(crate) fn pids(container: &Container) -> Result<PidsResponse> {
+    if matches!(container.init.phase(), Phase::Stopped(_)) {
+        return Ok(PidsResponse {
+            processes: vec![ProcessInfo {
+                pid: container.init.pid(),
+                ..ProcessInfo::default()
+            }],
+            ..PidsResponse::default()
+        });
+    }
     container.init.phase().allows(Verb::Pids)?;
     let execs = container.execs();
     let pids = container.with_cgroup(Cgroup::processes)?;

@@ -1,18 +1,17 @@
 //! A container whose set-up is looked at, held up by a hook, killed half-way, or whose id got another owner.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, mkfifo};
-use serde_json::{Value, json};
+use nix::unistd::Pid;
+use serde_json::Value;
 
 use crate::gate::Gate;
 use crate::host::process;
 use crate::registry::Result;
 use crate::test;
-use crate::test::{Running, Test};
+use crate::test::Running;
 use crate::wait::until;
 
 fn signal(running: &Running, signal: Signal) -> Result {

@@ -64,7 +64,7 @@ fn options(url: &str, value: &[u8]) -> Option<Any> {
 test!(
     fn options_of_an_unknown_type_are_refused(t: &Test) -> Result {
         let change = |request: &mut api::CreateTaskRequest| {
-            request.options = options("some.other.Options", b"").into()
+            request.options = options("some.other.Options", b"").into();
         };
         refused_create(t, |bundle| bundle, change, Code::INVALID_ARGUMENT)
     }
@@ -73,7 +73,7 @@ test!(
 test!(
     fn options_that_are_no_protobuf_are_refused(t: &Test) -> Result {
         let change = |request: &mut api::CreateTaskRequest| {
-            request.options = options(OPTIONS_URL, b"\xff\xff\xff").into()
+            request.options = options(OPTIONS_URL, b"\xff\xff\xff").into();
         };
         refused_create(t, |bundle| bundle, change, Code::INVALID_ARGUMENT)
     }
@@ -83,7 +83,7 @@ test!(
     fn a_state_root_that_is_not_absolute_is_refused(t: &Test) -> Result {
         // Field 7 of the options: root.
         let change = |request: &mut api::CreateTaskRequest| {
-            request.options = options(OPTIONS_URL, b"\x3a\x04a/../").into()
+            request.options = options(OPTIONS_URL, b"\x3a\x04a/../").into();
         };
         refused_create(t, |bundle| bundle, change, Code::INVALID_ARGUMENT)
     }
@@ -94,7 +94,7 @@ test!(
         let change = |request: &mut api::CreateTaskRequest| {
             fs::remove_dir_all(&request.bundle).unwrap_or_else(|error| panic!("{error}"));
         };
-        refused_create(t, |bundle| bundle, change, Code::INVALID_ARGUMENT)
+        refused_create(t, |bundle| bundle, change, Code::NOT_FOUND)
     }
 );
 

@@ -16,6 +16,7 @@ use crate::host::{cgroup, process};
 use crate::registry::Result;
 use crate::shim::{Containerd, OPTIONS_URL, Shim, Status, Streams, any_message, run};
 use crate::test;
+use crate::test::Test;
 use crate::wait::until;
 
 /// A container that prints can be created, started and deleted.
@@ -96,9 +97,7 @@ test!(
         let directory = PathBuf::from(format!("/tmp/rtc-s-{}", t.unique));
         fs::create_dir(&directory)?;
         let remove = directory.clone();
-        t.at_end(move || {
-            Ok(fs::remove_dir(&remove).context("something is left in the directory of sockets")?)
-        });
+        t.at_end(move || fs::remove_dir(&remove).context("something is left in the directory of sockets"));
         let bundle = containerd.bundle().sh("echo works");
         let mut params = containerd.bootstrap_params(&bundle.id);
         params.socket_dir = Some(directory.to_string_lossy().into_owned());
@@ -135,7 +134,7 @@ test!(
 );
 
 /// Options with a cgroup for the shim, which is made here in the hierarchies of some controllers.
-fn shim_cgroup(t: &crate::test::Test) -> Result<(Options, cgroup::Cgroup)> {
+fn shim_cgroup(t: &Test) -> Result<(Options, cgroup::Cgroup)> {
     let group = cgroup::Cgroup {
         path: format!("{}/shim", t.cgroup.path),
     };

@@ -340,9 +340,11 @@ test!(
         let containerd = Containerd::new(t)?;
         let task = containerd.create(&containerd.bundle().sh("echo started; sleep 1000000"))?;
         let exec = task.exec("e1", &["true"])?;
-        match exec.start() {
-            Ok(_) => drop(exec.exits_with(0)?),
-            refused => drop(refused.refused(Code::FAILED_PRECONDITION)?),
+        let started = exec.start();
+        if started.is_ok() {
+            exec.exits_with(0)?;
+        } else {
+            started.refused(Code::FAILED_PRECONDITION)?;
         }
         exec.delete()?;
         task.start()?;

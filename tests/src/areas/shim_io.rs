@@ -12,6 +12,7 @@ use crate::bundle::Bundle;
 use crate::registry::Result;
 use crate::shim::{Containerd, Status, Streams, fifo};
 use crate::test;
+use crate::test::Test;
 use crate::wait::until;
 
 /// A FIFO that its test reads by hand.
@@ -41,7 +42,7 @@ fn read_until(file: &mut File, text: &str) -> Result<String> {
 }
 
 /// FIFOs that nobody has opened.
-fn unopened(t: &crate::test::Test) -> Result<Streams> {
+fn unopened(t: &Test) -> Result<Streams> {
     Ok(Streams {
         stdout: fifo(t, "stdout")?.to_string_lossy().into_owned(),
         stderr: fifo(t, "stderr")?.to_string_lossy().into_owned(),

@@ -321,7 +321,19 @@ test!(
         until("the process to hang", || Ok(hang.holds_somebody().then_some(())))?;
         // Refused with a word about the process, or taken note of: but answered.
         let _ = in_bounded_time("Kill", || stuck.kill(libc::SIGTERM))?;
-        let _ = in_bounded_time("Kill", || stuck.kill(libc::SIGKILL))?;
+        let killed = in_bounded_time("Kill", || stuck.kill(libc::SIGKILL))?;
+        if t.shim_is_ours() {
+            let text = killed.err().map(|error| format!("{error:#}")).unwrap_or_default();
+            for word in [
+                "(\"cat\")",
+                "state D",
+                "the mount of fuse",
+                "at \"/mnt\"",
+                "request_wait_answer",
+            ] {
+                ensure!(text.contains(word), "{word} is missing: {text}");
+            }
+        }
         let _ = in_bounded_time("Kill of all", || stuck.kill_all(libc::SIGKILL))?;
         in_bounded_time("State", || stuck.state())??;
         let _ = in_bounded_time("Pids", || stuck.pids())?;

@@ -201,15 +201,6 @@ impl Connection {
         }
     }
 
-    /// Waits until the server hangs up.
-    pub(crate) fn closed(&mut self) -> Result<()> {
-        while read_frame(&mut self.stream)
-            .context("the shim did not hang up")?
-            .is_some()
-        {}
-        Ok(())
-    }
-
     /// Sends a request and waits for its answer.
     pub(crate) fn call<A: Message>(
         &mut self,

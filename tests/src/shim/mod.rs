@@ -34,5 +34,5 @@ pub(crate) use containerd_shim_protos::api;
 pub(crate) use events::{Events, envelope_message};
 pub(crate) use message::{OPTIONS_URL, any_message, bytes, mount, process_count};
 pub(crate) use process::{Exited, Pending, Process, Status};
-pub(crate) use streams::{Streams, fifo};
+pub(crate) use streams::{Reader, Streams, fifo};
 pub(crate) use ttrpc::{Code, Connection, REQUEST, Refusal, Refused, frame};

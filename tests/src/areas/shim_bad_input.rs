@@ -94,7 +94,7 @@ test!(
         let change = |request: &mut api::CreateTaskRequest| {
             fs::remove_dir_all(&request.bundle).unwrap_or_else(|error| panic!("{error}"));
         };
-        refused_create(t, |bundle| bundle, change, Code::NOT_FOUND)
+        refused_create(t, |bundle| bundle, change, Code::INVALID_ARGUMENT)
     }
 );
 

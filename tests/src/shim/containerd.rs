@@ -157,9 +157,13 @@ impl<'t> Containerd<'t> {
 
     /// `delete`, as containerd calls it when the connection to a shim has broken.
     pub(crate) fn delete_dead(&self, bundle: &Bundle) -> Result<api::DeleteResponse> {
-        let directory = bundle.directory.to_string_lossy().into_owned();
-        let command = self.command(&bundle.directory, &bundle.id, &["-bundle", &directory, "delete"]);
-        let output = run(command, &[])?;
+        self.delete_dead_of(&bundle.directory, &bundle.id)
+    }
+
+    /// [`Containerd::delete_dead`] of the container in this bundle.
+    pub(crate) fn delete_dead_of(&self, directory: &Path, id: &str) -> Result<api::DeleteResponse> {
+        let path = directory.to_string_lossy().into_owned();
+        let output = run(self.command(directory, id, &["-bundle", &path, "delete"]), &[])?;
         ensure!(
             output.status.success(),
             "delete: {}: {}",
@@ -326,6 +330,7 @@ impl<'t> Shim<'t> {
     pub(crate) fn options(&self) -> Options {
         Options {
             root: self.t.root.to_string_lossy().into_owned(),
+            binary_name: self.t.binary_name.clone(),
             ..Options::default()
         }
     }

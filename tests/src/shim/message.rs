@@ -55,3 +55,84 @@ pub(crate) fn process_count(stats: &Any) -> Result<u64> {
         metrics.pids.current
     })
 }
+
+/// A field of a message that is made or read by hand, by its number in the .proto file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Field {
+    /// A number.
+    Number(u32, u64),
+    /// A string, bytes, or a message.
+    Bytes(u32, Vec<u8>),
+}
+
+impl Field {
+    /// A string.
+    pub(crate) fn text(number: u32, text: &str) -> Self {
+        Self::Bytes(number, text.as_bytes().to_vec())
+    }
+
+    /// A message.
+    pub(crate) fn message(number: u32, fields: &[Self]) -> Self {
+        Self::Bytes(number, by_hand(fields))
+    }
+}
+
+/// A message of these fields.
+pub(crate) fn by_hand(fields: &[Field]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for field in fields {
+        match field {
+            Field::Number(number, value) => {
+                varint(&mut bytes, u64::from(*number) << 3);
+                varint(&mut bytes, *value);
+            }
+            Field::Bytes(number, value) => {
+                varint(&mut bytes, u64::from(*number) << 3 | 2);
+                varint(&mut bytes, value.len() as u64);
+                bytes.extend(value);
+            }
+        }
+    }
+    bytes
+}
+
+fn varint(bytes: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        bytes.push((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+}
+
+/// The fields of a message; `None` where it is none, or has fields of other kinds.
+pub(crate) fn fields(mut bytes: &[u8]) -> Option<Vec<Field>> {
+    let mut found = Vec::new();
+    while !bytes.is_empty() {
+        let tag = read_varint(&mut bytes)?;
+        let number = u32::try_from(tag >> 3).ok()?;
+        match tag & 7 {
+            0 => found.push(Field::Number(number, read_varint(&mut bytes)?)),
+            2 => {
+                let length = usize::try_from(read_varint(&mut bytes)?).ok()?;
+                let (value, rest) = bytes.split_at_checked(length)?;
+                bytes = rest;
+                found.push(Field::Bytes(number, value.to_vec()));
+            }
+            _ => return None,
+        }
+    }
+    Some(found)
+}
+
+fn read_varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}

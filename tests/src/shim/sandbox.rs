@@ -6,12 +6,9 @@ use anyhow::{Context, Result, ensure};
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_api::*;
-use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::process::Pending;
-use super::wire::Fields;
-use super::{Containerd, Process, Shim, Streams};
+use super::{Containerd, Field, Pending, Process, Shim, Streams, by_hand};
 use crate::bundle::Bundle;
 
 const SERVICE: &str = "containerd.runtime.sandbox.v1.Sandbox";
@@ -42,31 +39,39 @@ pub(crate) struct Pod {
 
 impl Pod {
     fn options(&self) -> Any {
-        let ids = || Fields::new().number(1, self.users).number(3, 65536);
-        let mut namespaces = Fields::new()
-            .number(1, self.network)
-            .number(2, self.pid)
-            .number(3, self.ipc);
+        let ids = || [Field::Number(1, self.users), Field::Number(3, 65536)];
+        let mut namespaces = vec![
+            Field::Number(1, self.network),
+            Field::Number(2, self.pid),
+            Field::Number(3, self.ipc),
+        ];
         if self.users != 0 {
-            namespaces = namespaces.message(5, Fields::new().message(2, ids()).message(3, ids()));
+            let users = [Field::message(2, &ids()), Field::message(3, &ids())];
+            namespaces.push(Field::message(5, &users));
         }
-        let mut linux = Fields::new()
-            .text(1, &self.cgroup_parent)
-            .message(2, Fields::new().message(1, namespaces));
+        let security = [Field::message(1, &namespaces)];
+        let mut linux = vec![Field::text(1, &self.cgroup_parent), Field::message(2, &security)];
         if let Some((name, value)) = self.sysctl {
-            linux = linux.message(3, Fields::new().text(1, name).text(2, value));
+            linux.push(Field::message(3, &[Field::text(1, name), Field::text(2, value)]));
         }
-        let dns = Fields::new().text(1, "10.9.8.7").text(2, "pod.test");
-        let pod = Fields::new()
-            .message(1, Fields::new().text(1, "pod").text(2, "uid").text(3, "default"))
-            .text(2, self.hostname)
-            .message(4, dns)
-            // Labels, which nobody here reads.
-            .message(6, Fields::new().text(1, "app").text(2, "web"))
-            .message(8, linux);
+        let pod = [
+            Field::message(
+                1,
+                &[
+                    Field::text(1, "pod"),
+                    Field::text(2, "uid"),
+                    Field::text(3, "default"),
+                ],
+            ),
+            Field::text(2, self.hostname),
+            Field::message(4, &[Field::text(1, "10.9.8.7"), Field::text(2, "pod.test")]),
+            // A label, which nobody here reads.
+            Field::message(6, &[Field::text(1, "app"), Field::text(2, "web")]),
+            Field::message(8, &linux),
+        ];
         Any {
             type_url: "runtime.v1.PodSandboxConfig".to_owned(),
-            value: pod.bytes(),
+            value: by_hand(&pod),
             ..Any::default()
         }
     }
@@ -155,17 +160,6 @@ impl<'t> Sandbox<'t> {
         self.call("SandboxStatus", &request)
     }
 
-    /// StopSandbox.
-    pub(crate) fn stop(&self) -> Result<()> {
-        let request = StopSandboxRequest {
-            sandbox_id: self.bundle.id.clone(),
-            timeout_secs: 10,
-            ..StopSandboxRequest::default()
-        };
-        let _: StopSandboxResponse = self.call("StopSandbox", &request)?;
-        Ok(())
-    }
-
     /// Sends WaitSandbox on a connection of its own.
     pub(crate) fn begin_wait(&self) -> Result<Pending<WaitSandboxResponse>> {
         let request = WaitSandboxRequest {
@@ -208,12 +202,6 @@ impl<'t> Sandbox<'t> {
         let task = self.shim.create(bundle, Streams::output(self.shim.t)?)?;
         task.start()?;
         Ok(task)
-    }
-
-    /// SIGKILL for the shim.
-    pub(crate) fn kill_shim(&self) -> Result<()> {
-        self.shim.signal(Signal::SIGKILL)?;
-        self.shim.gone()
     }
 }
 

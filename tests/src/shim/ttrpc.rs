@@ -1,7 +1,7 @@
 //! ttrpc by hand (the protocol of containerd's `ttrpc` repository, `PROTOCOL.md`): a frame is
 //!
 //! ```text
-//! length: u32  stream: u32  type: u8 (1 request, 2 response, 3 data of a stream)  flags: u8  |  length bytes of protobuf
+//! length: u32  stream: u32  type: u8 (1 request, 2 response, 3 data)  flags: u8  |  length bytes of protobuf
 //! ```
 //!
 //! in big-endian order. A client's streams have odd numbers.
@@ -24,17 +24,12 @@ use crate::wait::DEADLINE;
 pub(crate) const REQUEST: u8 = 1;
 /// Type of a frame that answers.
 pub(crate) const RESPONSE: u8 = 2;
-/// Type of a frame of a stream of answers.
+/// Type of a frame that is a message of a stream.
 const DATA: u8 = 3;
-
-/// What comes on a stream of answers.
-#[derive(Debug)]
-pub(crate) enum Incoming {
-    /// One answer, or the end of the stream, which is empty.
-    Data(Vec<u8>),
-    /// The stream ended by an answer of success.
-    Answer,
-}
+/// Flag: nothing more comes from this side.
+const REMOTE_CLOSED: u8 = 1;
+/// Flag: there is no message in this frame of data.
+const NO_DATA: u8 = 4;
 
 const HEADER: usize = 10;
 
@@ -158,16 +153,44 @@ impl Connection {
         Ok(stream)
     }
 
-    /// Waits for the next answer of a stream of them, or a [`Refused`]. Nothing else is asked on this connection.
-    pub(crate) fn next_of(&mut self, stream: u32) -> Result<Incoming> {
-        let frame = read_frame(&mut self.stream).context("no answer from the shim")?;
-        let (answered, kind, body) = frame.context("the shim hung up")?;
-        ensure!(answered == stream, "an answer on stream {answered}");
-        if kind == DATA {
-            return Ok(Incoming::Data(body));
+    /// Calls a method whose answer is a stream of messages; `each` gets them, and says whether it wants more.
+    pub(crate) fn stream(
+        &mut self,
+        service: &str,
+        method: &str,
+        payload: Vec<u8>,
+        mut each: impl FnMut(Vec<u8>) -> Result<bool>,
+    ) -> Result<()> {
+        let mut request = proto::Request::new();
+        request.service = service.to_owned();
+        request.method = method.to_owned();
+        request.payload = payload;
+        let stream = self.next;
+        self.next += 2;
+        let mut bytes = frame(stream, REQUEST, &request.write_to_bytes()?);
+        bytes[HEADER - 1] = REMOTE_CLOSED;
+        self.send_raw(&bytes)?;
+        loop {
+            let mut header = [0; HEADER];
+            self.stream
+                .read_exact(&mut header)
+                .context("no answer from the shim")?;
+            let length = u32::from_be_bytes([header[0], header[1], header[2], header[3]]);
+            let mut body = vec![0; length as usize];
+            self.stream.read_exact(&mut body)?;
+            let (kind, flags) = (header[HEADER - 2], header[HEADER - 1]);
+            if kind == RESPONSE {
+                self.early.insert(stream, body);
+                return self.receive(stream).map(drop);
+            }
+            ensure!(kind == DATA, "frame of type {kind}");
+            if flags & NO_DATA == 0 && !each(body)? {
+                return Ok(());
+            }
+            if flags & REMOTE_CLOSED != 0 {
+                return Ok(());
+            }
         }
-        self.early.insert(stream, body);
-        self.receive(stream).map(|_| Incoming::Answer)
     }
 
     /// Waits for the answer on a stream: its payload, or a [`Refused`].

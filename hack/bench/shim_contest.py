@@ -271,13 +271,16 @@ class Contest:
         return rows
 
     def pause_memory(self, owner):
-        """KiB of the cgroup of a pod's pause process, which pods of the others need."""
+        """KiB that a pod's pause process needs, which pods of the others have: its pages but for its program's, and the
+        kernel's."""
         cgroup = f"/sys/fs/cgroup/memory/{owner.cgroup}/pause"
         os.makedirs(cgroup)
         script = f'echo 0 >{cgroup}/cgroup.procs; exec "$@"'
         process = subprocess.Popen(["/bin/sh", "-c", script, "sh", self.pause])
         time.sleep(0.5)
-        usage = number(f"{cgroup}/memory.usage_in_bytes") // 1024
+        with open(f"{cgroup}/memory.stat") as f:
+            usage = int(re.search(r"^rss (\d+)", f.read(), re.M)[1])
+        usage = (usage + number(f"{cgroup}/memory.kmem.usage_in_bytes")) // 1024
         process.kill()
         process.wait()
         os.rmdir(cgroup)

@@ -8,7 +8,9 @@ use anyhow::{Context, ensure};
 use serde_json::json;
 
 use crate::registry::Result;
-use crate::shim::{Code, Containerd, Field, Process, Reader, Refusal, Streams, by_hand, fields, fifo};
+use crate::shim::{
+    Code, Containerd, Field, Process, Reader, Refusal, Refused, Streams, by_hand, fields, fifo,
+};
 use crate::test;
 use crate::wait::until;
 
@@ -192,7 +194,9 @@ test!(
                 Ok(_) => files.push(old),
                 Err(error) => {
                     // The container has ended in the meantime.
-                    Err::<(), _>(error).refused(Code::FAILED_PRECONDITION)?;
+                    let refused = error.downcast::<Refused>()?;
+                    let ended = matches!(refused.code, Code::FAILED_PRECONDITION | Code::UNAVAILABLE);
+                    ensure!(ended, "{refused}");
                     fs::rename(&old, &path)?;
                     break;
                 }

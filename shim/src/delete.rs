@@ -199,6 +199,21 @@ fn remove(left: &Left) -> Result<()> {
     deleted
 }
 
+/// The cgroup that a foreign runtime was about to make, of which it has left no word. One of systemd's is not meant: systemd
+/// removes it when it is empty.
+fn planned_cgroup(bundle: &Path, id: &str) -> Result<Option<Cgroup>> {
+    let config = read_config(&bundle.join(CONFIG), MAX_CONFIG_SIZE)?;
+    let config: serde_json::Value = serde_json::from_slice(&config)?;
+    let path = config
+        .pointer("/linux/cgroupsPath")
+        .and_then(|path| path.as_str());
+    let Some(path) = path.filter(|path| path.starts_with('/')) else {
+        return Ok(None);
+    };
+    let cgroup = Cgroup::place(Some(Path::new(path)), id, &Layout::detect()?, Driver::Cgroupfs)?;
+    Ok(cgroup.exists().then_some(cgroup))
+}
+
 /// The container of this bundle. One of another bundle that has the id is why this one was not created.
 fn delete_own(left: &Left) -> Result<()> {
     let id: ContainerId = left.record.id.parse()?;
@@ -216,21 +231,6 @@ fn delete_own(left: &Left) -> Result<()> {
 fn is_same(one: &Path, other: &Path) -> bool {
     let find = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino()));
     matches!((find(one), find(other)), (Ok(one), Ok(other)) if one == other)
-}
-
-/// The cgroup that a foreign runtime was about to make, of which it has left no word. One of systemd's is not meant: systemd
-/// removes it when it is empty.
-fn planned_cgroup(bundle: &Path, id: &str) -> Result<Option<Cgroup>> {
-    let config = read_config(&bundle.join(CONFIG), MAX_CONFIG_SIZE)?;
-    let config: serde_json::Value = serde_json::from_slice(&config)?;
-    let path = config
-        .pointer("/linux/cgroupsPath")
-        .and_then(|path| path.as_str());
-    let Some(path) = path.filter(|path| path.starts_with('/')) else {
-        return Ok(None);
-    };
-    let cgroup = Cgroup::place(Some(Path::new(path)), id, &Layout::detect()?, Driver::Cgroupfs)?;
-    Ok(cgroup.exists().then_some(cgroup))
 }
 
 fn delete_by_command(binary: &Path, record: &record::Container) -> Result<()> {

@@ -52,6 +52,7 @@ mod shim_io;
 mod shim_kill;
 mod shim_lifecycle;
 mod shim_logger;
+mod shim_pods;
 mod shim_sandbox;
 mod shim_signals;
 mod shim_terminal;

@@ -4,6 +4,7 @@
 //! Containerd   makes bundles, runs `SHIM start` (flags and environment, or BootstrapParams) and `SHIM delete`
 //!   Events     containerd's events service on a Unix socket: records, goes away and comes back
 //!   Shim       a connection to a started shim, and its Task service
+//!     Sandbox  a pod that the shim makes: containerd's Sandbox service
 //!     Process  a container's init or an exec: its verbs, and its streams (FIFOs that containerd reads)
 //! ```
 //!
@@ -22,6 +23,7 @@ mod containerd;
 mod events;
 mod message;
 mod process;
+pub(crate) mod sandbox;
 mod streams;
 mod ttrpc;
 

@@ -90,13 +90,13 @@ impl Command {
         worker::fork(Some(stdio), &[], |_| {
             // Without the shim nobody hears of what it does: `delete` of containerd cleans up.
             process::set_parent_death_signal(nix::libc::SIGKILL)?;
-            // Not all runtimes see to it that their containers begin with the default.
-            process::default_sigpipe();
             if let Some(bundle) = &invocation.makes {
                 setsid().context("setsid")?;
                 let own = Identified::of(getpid()).context("this process is not in /proc")?;
                 Maker { process: own }.save(bundle)?;
             }
+            // Not all runtimes see to it that their containers begin with the default.
+            process::default_sigpipe();
             let program = CString::new(self.program.as_os_str().as_bytes())?;
             let environment = environment();
             let Err(errno) = execvpe(&program, &arguments, &environment);

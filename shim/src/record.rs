@@ -181,6 +181,14 @@ impl Container {
         save(&bundle.join(Self::NAME), self)
     }
 
+    /// Takes it back: the container of the id is another's, for `delete` not to touch.
+    pub(crate) fn take_back(bundle: &Path) {
+        // One that stays says only too much.
+        if let Err(error) = std::fs::remove_file(bundle.join(Self::NAME)) {
+            log::warn(format_args!("take back the record in {bundle:?}: {error}"));
+        }
+    }
+
     /// Adds what a foreign runtime made, and gives back the cgroup. The container is there already: where this can't be
     /// written, `delete` needs the runtime.
     pub(crate) fn save_made(self, bundle: &Path, init: Pid, cgroup: Cgroup) -> Cgroup {

@@ -117,6 +117,9 @@ impl Command {
                 })
             }
             Err(error) => {
+                if error.kind == Kind::AlreadyExists {
+                    record::Container::take_back(&bundle);
+                }
                 if error.kind == Kind::DeadlineExceeded
                     && let Err(error) = self.say("delete", &["--force".into()], &id, SLOW).await
                 {

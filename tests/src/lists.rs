@@ -1,7 +1,7 @@
 //! The lists beside the tests: skips that are allowed on a machine, failures that are expected of a peer.
 //!
 //! `skips/MACHINE.txt`: one reason per line, exactly as the test gives it; lines that begin with `#` say why.
-//! `exceptions/PEER.txt`: `test_name: reason` per line, for a runtime whose file is named so (`runc`, `crun`,
+//! `exceptions/PEER.txt`: `test_name: reason` or `area/*: reason` per line, for a runtime whose file is named so (`runc`, `crun`,
 //! `containerd-shim-runc-v2`), and for our shim when it runs another runtime (`binary-name`).
 
 use std::path::Path;
@@ -42,13 +42,17 @@ pub(crate) fn peer(rtc: &Path) -> Option<&'static str> {
     }
 }
 
-/// Why this peer is expected to fail this test, if it is.
-pub(crate) fn expected_failure(peer: Option<&str>, test: &str) -> Option<&'static str> {
+/// Why this peer is expected to fail this test, if it is: by its name, or with all of its area (`area/*`).
+pub(crate) fn expected_failure(peer: Option<&str>, area: &str, test: &str) -> Option<&'static str> {
     let exceptions = match peer? {
         "runc" => RUNC_EXCEPTIONS,
         "containerd-shim-runc-v2" => SHIM_EXCEPTIONS,
         FOREIGN => FOREIGN_EXCEPTIONS,
         _ => CRUN_EXCEPTIONS,
     };
-    lines(exceptions).find_map(|line| line.strip_prefix(test)?.strip_prefix(':').map(str::trim))
+    let all = format!("{area}/*");
+    lines(exceptions).find_map(|line| {
+        let rest = line.strip_prefix(test).or_else(|| line.strip_prefix(&all))?;
+        rest.strip_prefix(':').map(str::trim)
+    })
 }

@@ -198,7 +198,7 @@ fn run_one(options: &Options, base: &Path, test: &Registered) -> Outcome {
     };
     let outcome = match (
         outcome,
-        lists::expected_failure(options.peer(test.area()), test.name),
+        lists::expected_failure(options.peer(test.area()), test.area(), test.name),
     ) {
         (Outcome::Failed { .. }, Some(reason)) => Outcome::Expected(reason),
         (Outcome::Passed, Some(_)) => Outcome::Unexpected,

@@ -4,6 +4,7 @@
 //! Containerd   makes bundles, runs `SHIM start` (flags and environment, or BootstrapParams) and `SHIM delete`
 //!   Events     containerd's events service on a Unix socket: records, goes away and comes back
 //!   Shim       a connection to a started shim, and its Task service
+//!     Sandbox  a pod that the shim makes: containerd's Sandbox service
 //!     Process  a container's init or an exec: its verbs, and its streams (FIFOs that containerd reads)
 //! ```
 //!
@@ -20,15 +21,17 @@
 
 mod containerd;
 mod events;
+pub(crate) mod extension;
 mod message;
 mod process;
+pub(crate) mod sandbox;
 mod streams;
 mod ttrpc;
 
 pub(crate) use containerd::{Containerd, Shim, run};
 pub(crate) use containerd_shim_protos::api;
 pub(crate) use events::{Events, envelope_message};
-pub(crate) use message::{Field, OPTIONS_URL, any_message, by_hand, bytes, fields, mount, process_count};
+pub(crate) use message::{OPTIONS_URL, any_message, bytes, mount, process_count};
 pub(crate) use process::{Exited, Pending, Process, Status};
 pub(crate) use streams::{Reader, Streams, fifo};
 pub(crate) use ttrpc::{Code, Connection, REQUEST, Refusal, Refused, frame};

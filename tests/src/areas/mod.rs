@@ -49,6 +49,7 @@ mod shim_cri_log;
 mod shim_events;
 mod shim_exec;
 mod shim_extension;
+mod shim_foreign;
 mod shim_io;
 mod shim_kill;
 mod shim_lifecycle;

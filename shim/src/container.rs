@@ -261,7 +261,12 @@ impl Container {
         let _turn = self.turn.lock().await;
         self.init.begin(Verb::Start, Phase::Starting)?;
         let pid = self.init.pid();
-        if let Err(error) = self.runtime.start(&self.id).await {
+        let input = self.init.io().map_or(Ok(()), |io| io.starting());
+        let started = match input {
+            Ok(()) => self.runtime.start(&self.id).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = started {
             // From here its end may be told.
             self.init.advance(Phase::Created);
             return Err(error);
@@ -412,6 +417,7 @@ impl Container {
             .map_err(|error| Error::new(Kind::InvalidArgument, error.context("spec")))?;
         let needs = confinement::of_process(&spec, self.id_maps.get_or_init(IdMaps::default))?;
         let (io, stdio) = Io::open(&self.io_request(namespace, process, needs)).await?;
+        io.starting()?;
         let exec = Exec {
             container: self.id.clone(),
             process: spec,

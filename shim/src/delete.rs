@@ -21,6 +21,8 @@ use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rtc_runtime::bundle::{CONFIG, MAX_CONFIG_SIZE, read_config};
+use rtc_runtime::cgroup::{Cgroup, Driver, Layout};
 use rtc_runtime::container::{self, ContainerId, StateRoot};
 use rtc_runtime::process::worker::{self, Report, Worker};
 use rtc_runtime::sys::Errno;
@@ -36,6 +38,10 @@ const DEADLINE: Duration = Duration::from_secs(4);
 
 /// How long a living shim without containers may take to end by itself.
 const SHIM_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How long a worker that was just made, when its shim died, may hold a copy of the socket: it closes it first of all, but
+/// may have to wait for a processor.
+const COPY_DEADLINE: Duration = Duration::from_millis(500);
 
 /// How long a foreign runtime may take.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(3);
@@ -171,6 +177,10 @@ fn remove(left: &Left) -> Result<()> {
     if let Some(made) = &record.made {
         made.init.kill();
     }
+    let unfinished = record.binary.is_some() && record.made.is_none();
+    if unfinished && let Some(maker) = record::Maker::load(bundle)? {
+        maker.kill();
+    }
     let deleted = match &record.binary {
         None => record
             .id
@@ -184,7 +194,26 @@ fn remove(left: &Left) -> Result<()> {
         made.cgroup.kill()?;
         made.cgroup.remove(Instant::now() + COMMAND_DEADLINE)?;
     }
+    if unfinished && let Some(cgroup) = planned_cgroup(bundle, &record.id)? {
+        cgroup.kill()?;
+        cgroup.remove(Instant::now() + COMMAND_DEADLINE)?;
+    }
     deleted
+}
+
+/// The cgroup that a foreign runtime was about to make, of which it has left no word. One of systemd's is not meant: systemd
+/// removes it when it is empty.
+fn planned_cgroup(bundle: &Path, id: &str) -> Result<Option<Cgroup>> {
+    let config = read_config(&bundle.join(CONFIG), MAX_CONFIG_SIZE)?;
+    let config: serde_json::Value = serde_json::from_slice(&config)?;
+    let path = config
+        .pointer("/linux/cgroupsPath")
+        .and_then(|path| path.as_str());
+    let Some(path) = path.filter(|path| path.starts_with('/')) else {
+        return Ok(None);
+    };
+    let cgroup = Cgroup::place(Some(Path::new(path)), id, &Layout::detect()?, Driver::Cgroupfs)?;
+    Ok(cgroup.exists().then_some(cgroup))
 }
 
 fn delete_by_command(binary: &Path, record: &record::Container) -> Result<()> {
@@ -250,8 +279,12 @@ fn end(shim: Identified) {
 
 /// Unless another shim of the group has it by now.
 fn remove_socket(socket: &Path) -> Result<()> {
-    if address::answers(socket)? {
-        return Ok(());
+    let deadline = Instant::now() + COPY_DEADLINE;
+    while address::answers(socket)? {
+        if Instant::now() > deadline {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use containerd_shim_protos::api::ForwardRequest;
@@ -26,6 +26,7 @@ use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::ttrpc;
 use containerd_shim_protos::ttrpc::asynchronous::transport::Socket;
+use rtc_runtime::sys::memory;
 use tokio::sync::Notify;
 
 use crate::bootstrap::Identity;
@@ -78,6 +79,7 @@ impl Events {
             queue: queue.clone(),
             identity: identity.clone(),
             client: None,
+            trimmed: Instant::now(),
         };
         (Self(queue), publisher)
     }
@@ -174,6 +176,8 @@ pub(crate) struct Publisher {
     queue: Arc<Queue>,
     identity: Arc<Identity>,
     client: Option<EventsClient>,
+    /// When the memory that was used last was given back.
+    trimmed: Instant,
 }
 
 /// How an attempt went.
@@ -197,6 +201,10 @@ impl Publisher {
                 self.queue.remove_first();
             } else if self.queue.is_closed() {
                 return;
+            } else if self.trimmed.elapsed() > IDLE {
+                // Events are at the end of all work.
+                memory::trim();
+                self.trimmed = Instant::now();
             } else if self.client.is_none() {
                 self.queue.changed.notified().await;
             } else if tokio::time::timeout(IDLE, self.queue.changed.notified())
@@ -204,6 +212,8 @@ impl Publisher {
                 .is_err()
             {
                 self.client = None;
+                self.trimmed = Instant::now();
+                memory::trim();
             }
         }
     }

@@ -199,6 +199,8 @@ struct Live {
     pid: u32,
     pidfd: Option<Arc<OwnedFd>>,
     io: Option<Arc<Io>>,
+    /// CloseIO was called, perhaps before there was an `io`: a client's input may end while its process is being made.
+    input_ended: bool,
     /// The name of an exec's own cgroup.
     cgroup: Option<String>,
 }
@@ -299,7 +301,20 @@ impl Process {
     }
 
     pub(crate) fn connect(&self, io: Arc<Io>) {
-        self.live().io = Some(io);
+        let mut live = self.live();
+        if live.input_ended {
+            io.close_stdin();
+        }
+        live.io = Some(io);
+    }
+
+    /// Nothing more comes on its standard input.
+    pub(crate) fn close_stdin(&self) {
+        let mut live = self.live();
+        live.input_ended = true;
+        if let Some(io) = &live.io {
+            io.close_stdin();
+        }
     }
 
     /// Lets go of its standard input and output.

@@ -3,6 +3,7 @@
 //! ```text
 //! <bundle of the first container or the sandbox>/rtc-shim.json    start: the shim's process, its socket
 //! <bundle of each container>/rtc-container.json                   Create, before anything is made: its runtime, its shim
+//! <bundle of each container>/rtc-runtime.json                     a foreign runtime, before it makes anything
 //! ```
 //!
 //! A container's record is removed with its bundle, by containerd. It never says that the container exists.
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::libc;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getsid};
 use rtc_runtime::cgroup::Cgroup;
 use rtc_runtime::container::ContainerId;
 use rtc_runtime::container::state::process_stat;
@@ -43,6 +44,11 @@ impl Identified {
             pid: pid.as_raw(),
             start_time,
         })
+    }
+
+    /// Whether it lives, or has ended and is not collected yet.
+    fn is_there(self) -> bool {
+        process_stat(Pid::from_raw(self.pid)).is_some_and(|(_, start_time)| start_time == self.start_time)
     }
 
     /// Whether it lives.
@@ -95,6 +101,12 @@ pub(crate) struct Made {
     pub(crate) cgroup: Cgroup,
 }
 
+/// A foreign runtime that makes a container. It leads a session of its own, in which its hooks are too.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Maker {
+    pub(crate) process: Identified,
+}
+
 /// To be written with what stays with its owner.
 #[derive(Serialize)]
 struct Complete<'a> {
@@ -114,6 +126,39 @@ impl Shim {
     /// The one left in a bundle.
     pub(crate) fn load(bundle: &Path) -> Result<Option<Self>> {
         load(&bundle.join(Self::NAME))
+    }
+}
+
+impl Maker {
+    const NAME: &str = "rtc-runtime.json";
+
+    /// Leaves it in a bundle.
+    pub(crate) fn save(&self, bundle: &Path) -> Result<()> {
+        save(&bundle.join(Self::NAME), self)
+    }
+
+    /// The one left in a bundle.
+    pub(crate) fn load(bundle: &Path) -> Result<Option<Self>> {
+        load(&bundle.join(Self::NAME))
+    }
+
+    /// Kills it and what is left of its session.
+    pub(crate) fn kill(&self) {
+        self.process.kill();
+        let leader = self.process.pid;
+        // While one of the session lives, its number is no other process'.
+        if process_stat(Pid::from_raw(leader)).is_some() && !self.process.is_there() {
+            return;
+        }
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        for pid in pids.map(Pid::from_raw) {
+            if let Ok(pidfd) = process::pidfd_open(pid)
+                && getsid(Some(pid)).is_ok_and(|session| session.as_raw() == leader)
+            {
+                let _ = process::pidfd_send_signal(pidfd, libc::SIGKILL);
+            }
+        }
     }
 }
 

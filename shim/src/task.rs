@@ -155,9 +155,7 @@ impl Task for TaskService {
         let container = self.0.container(&request.id)?;
         let process = container.process(&request.exec_id)?;
         process.phase().allows(Verb::CloseIo)?;
-        if let Some(io) = process.io() {
-            io.close_stdin();
-        }
+        process.close_stdin();
         Ok(Empty::default())
     }
 

@@ -2,7 +2,7 @@
 //!
 //! `skips/MACHINE.txt`: one reason per line, exactly as the test gives it; lines that begin with `#` say why.
 //! `exceptions/PEER.txt`: `test_name: reason` per line, for a runtime whose file is named so (`runc`, `crun`,
-//! `containerd-shim-runc-v2`).
+//! `containerd-shim-runc-v2`), and for our shim when it runs another runtime (`binary-name`).
 
 use std::path::Path;
 
@@ -11,6 +11,11 @@ const VM_SKIPS: &str = include_str!("../skips/vm.txt");
 const RUNC_EXCEPTIONS: &str = include_str!("../exceptions/runc.txt");
 const SHIM_EXCEPTIONS: &str = include_str!("../exceptions/containerd-shim-runc-v2.txt");
 const CRUN_EXCEPTIONS: &str = include_str!("../exceptions/crun.txt");
+
+const FOREIGN_EXCEPTIONS: &str = include_str!("../exceptions/binary-name.txt");
+
+/// Our shim with a runtime that is not built into it.
+pub(crate) const FOREIGN: &str = "binary-name";
 
 fn lines(text: &'static str) -> impl Iterator<Item = &'static str> {
     text.lines()
@@ -42,6 +47,7 @@ pub(crate) fn expected_failure(peer: Option<&str>, test: &str) -> Option<&'stati
     let exceptions = match peer? {
         "runc" => RUNC_EXCEPTIONS,
         "containerd-shim-runc-v2" => SHIM_EXCEPTIONS,
+        FOREIGN => FOREIGN_EXCEPTIONS,
         _ => CRUN_EXCEPTIONS,
     };
     lines(exceptions).find_map(|line| line.strip_prefix(test)?.strip_prefix(':').map(str::trim))

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::lists;
+
 const USAGE: &str = "\
 rtc-tests [OPTIONS] [FILTER...]
 
@@ -12,6 +14,7 @@ Runs the tests whose area/name contains one of the filters (all, if there is non
   --rtc PATH        the runtime under test (or $RTC; else the release build next to this program)
   --shim PATH       the shim under test (or $SHIM; else the release build next to this program)
   --peers DIRECTORY what hack/peers made: without it the tests with a real containerd are skipped
+  --binary-name RUNTIME  the shim runs this OCI runtime (or $BINARY_NAME; else what is built into it)
   --list            print area/name of each chosen test and stop
   --exact           filters are whole names (name or area/name)
   --jobs N          tests at a time (default: number of cpus + 1)
@@ -27,6 +30,8 @@ pub(crate) struct Options {
     pub(crate) rtc: PathBuf,
     /// The shim under test, absolute.
     pub(crate) shim: PathBuf,
+    /// Option `binary_name` of the shim's containers; empty for the default.
+    pub(crate) binary_name: String,
     /// The real components around the shim, if they are there.
     pub(crate) peers: Option<PathBuf>,
     /// Substrings (or whole names with `exact`) that choose tests.
@@ -56,6 +61,7 @@ impl Options {
         let mut options = Self {
             rtc: PathBuf::new(),
             shim: PathBuf::new(),
+            binary_name: variable("BINARY_NAME").unwrap_or_default(),
             peers: None,
             filters: Vec::new(),
             list: false,
@@ -81,6 +87,7 @@ impl Options {
             match word {
                 "--rtc" => rtc = Some((*value()?).to_owned()),
                 "--shim" => shim = Some((*value()?).to_owned()),
+                "--binary-name" => options.binary_name = (*value()?).to_owned(),
                 "--peers" => options.peers = Some(PathBuf::from(*value()?)),
                 "--jobs" => options.jobs = value()?.parse::<usize>().context("--jobs")?.max(1),
                 "--timeout" => options.timeout = value()?.parse().context("--timeout")?,
@@ -111,6 +118,13 @@ impl Options {
         } else {
             &self.rtc
         }
+    }
+
+    /// The list of what a test of this area may fail, if there is one.
+    pub(crate) fn peer(&self, area: &str) -> Option<&'static str> {
+        let peer = lists::peer(self.under_test(area));
+        let foreign = area.starts_with("shim_") && !self.binary_name.is_empty();
+        peer.or(foreign.then_some(lists::FOREIGN))
     }
 
     /// Whether the filters choose this test.

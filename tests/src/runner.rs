@@ -198,7 +198,7 @@ fn run_one(options: &Options, base: &Path, test: &Registered) -> Outcome {
     };
     let outcome = match (
         outcome,
-        lists::expected_failure(lists::peer(options.under_test(test.area())), test.name),
+        lists::expected_failure(options.peer(test.area()), test.name),
     ) {
         (Outcome::Failed { .. }, Some(reason)) => Outcome::Expected(reason),
         (Outcome::Passed, Some(_)) => Outcome::Unexpected,
@@ -217,6 +217,7 @@ fn supervise(options: &Options, base: &Path, test: &Registered) -> Result<Outcom
     command
         .env("RTC", &options.rtc)
         .env("SHIM", &options.shim)
+        .env("BINARY_NAME", &options.binary_name)
         .env("RTC_TESTS_DIRECTORY", base.join(&id))
         .env("RTC_TESTS_CGROUP", format!("/rtc-test-{id}"))
         .env("RTC_TESTS_TIMEOUT", options.timeout.to_string());

@@ -51,6 +51,8 @@ pub(crate) struct Test {
     pub(crate) rtc: PathBuf,
     /// The shim under test.
     pub(crate) shim: PathBuf,
+    /// The runtime that the shim is told to run; empty for its own.
+    pub(crate) binary_name: String,
     /// The runtime's `--root`.
     pub(crate) root: PathBuf,
     /// Directory for whatever the test makes; also its working directory.
@@ -94,6 +96,7 @@ pub(crate) fn main(path: &str) -> Result<ExitCode> {
     let test = Test {
         rtc: PathBuf::from(environment("RTC")?),
         shim: PathBuf::from(environment("SHIM")?),
+        binary_name: std::env::var("BINARY_NAME").unwrap_or_default(),
         root: base.join("root"),
         directory: base.join("t"),
         unique: cgroup.path.rsplit('-').next().unwrap_or_default().to_owned(),

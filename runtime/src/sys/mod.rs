@@ -12,6 +12,7 @@ pub mod entry;
 pub mod exe;
 pub mod fd;
 pub mod file;
+pub mod memory;
 pub mod mount;
 pub mod open;
 pub mod pause;

@@ -6,7 +6,7 @@
 //! process --O_WRONLY-> FIFO --> containerd --> FIFO --O_RDONLY-> process
 //! ```
 //!
-//! No byte passes through the shim. What it holds keeps either side from seeing an end while containerd restarts, as with
+//! (Input: [`super::stdin`].) No byte passes through the shim. What it holds keeps either side from seeing an end while containerd restarts, as with
 //! containerd's own shim: a reader of the output may come, go and come back; the input ends when CloseIO was called and
 //! all other writers have closed. A reader that is not there stops the process once the pipe is full, and nobody else.
 //!
@@ -55,6 +55,17 @@ impl Fifo {
     ///
     /// There is nothing, or something else than a FIFO, which is not touched.
     pub(crate) fn open(field: &'static str, path: &Path) -> Result<Self> {
+        let found = Self::find(field, path)?;
+        let both = found.reopen(OFlag::O_RDWR | OFlag::O_NONBLOCK)?;
+        Ok(Self { both, ..found })
+    }
+
+    /// As [`Fifo::open`], but neither end is open: an end that is opened waits for the other, or wants `O_NONBLOCK`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Fifo::open`].
+    pub(crate) fn find(field: &'static str, path: &Path) -> Result<Self> {
         // Links are followed: the path is the client's from one end to the other.
         let found = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(|errno| {
             let why = match errno {
@@ -71,13 +82,11 @@ impl Fifo {
             let text = format!("{field}: {path:?}: not a FIFO; a file is given as file://");
             return Err(Error::text(Kind::InvalidArgument, text));
         }
-        let fifo = Self {
+        Ok(Self {
             both: found,
             field,
             path: path.to_owned(),
-        };
-        let both = fifo.reopen(OFlag::O_RDWR | OFlag::O_NONBLOCK)?;
-        Ok(Self { both, ..fifo })
+        })
     }
 
     /// An end of its own, blocking, owned by whom the process' stdio belongs to: a process without privilege can open

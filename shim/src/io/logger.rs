@@ -25,6 +25,8 @@ use crate::error::{Error, Kind, Result};
 
 /// How long a log may take to open its file, and to open it again.
 const PATIENCE: Duration = LAST_WORDS;
+/// Of an order that comes too late.
+const ENDED: &str = "the logger has ended";
 /// How much longer the writer has than it was told, until it is not waited for.
 const MARGIN: Duration = Duration::from_millis(500);
 
@@ -182,7 +184,7 @@ async fn answered(answer: oneshot::Receiver<String>, late: &str) -> Result<()> {
     match timeout(PATIENCE, answer).await {
         Ok(Ok(why)) if why.is_empty() => Ok(()),
         Ok(Ok(why)) => Err(Error::text(Kind::FailedPrecondition, why)),
-        Ok(Err(_)) => Err(Error::text(Kind::FailedPrecondition, "the logger has ended")),
+        Ok(Err(_)) => Err(Error::text(Kind::FailedPrecondition, ENDED)),
         Err(_) => Err(Error::text(
             Kind::DeadlineExceeded,
             format_args!("{late} ({} s)", PATIENCE.as_secs()),
@@ -221,9 +223,12 @@ impl Control {
 
     fn order(&self, order: Order, descriptor: Option<&OwnedFd>) -> Result<()> {
         let descriptor = descriptor.map(AsFd::as_fd);
-        fd::send(&self.socket.get_ref().0, &order.encode(), descriptor.as_slice())
-            .context("the logger")
-            .map_err(|error| Error::new(Kind::Unavailable, error))
+        let sent = fd::send(&self.socket.get_ref().0, &order.encode(), descriptor.as_slice());
+        sent.map_err(|error| match error.errno {
+            Errno::EPIPE | Errno::ECONNRESET => Error::text(Kind::FailedPrecondition, ENDED),
+            // It hears nothing: the socket is full.
+            _ => Error::text(Kind::Unavailable, format_args!("the logger: {error}")),
+        })
     }
 }
 

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! ```text
-//! open -> (the process is born, ChildEnds are dropped) -> attach_terminal -> ... -> it ends -> drain -> close
+//! open -> (the process is born, ChildEnds are dropped) -> attach_terminal -> starting -> ... -> it ends -> drain -> close
 //! ```
 
 mod binary;
@@ -22,8 +22,11 @@ mod logfile;
 mod logger;
 #[cfg(test)]
 mod logger_tests;
+mod stdin;
 mod target;
 mod terminal;
+#[cfg(test)]
+mod terminal_tests;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -41,6 +44,7 @@ use tokio::time::Instant;
 use self::copy::{Copy, copy, stream};
 use self::fifo::{Fifo, failed, own};
 use self::logger::{Inlets, Logger};
+use self::stdin::Stdin;
 use self::target::Target;
 use self::terminal::Terminal;
 use self::writer::Log;
@@ -79,14 +83,16 @@ pub(crate) struct Io(Mutex<State>);
 struct State {
     /// Keeps the readers of the output from seeing an end.
     holds: Vec<OwnedFd>,
-    /// Keeps the input open until CloseIO.
-    stdin: Option<OwnedFd>,
+    stdin: Option<Stdin>,
+    /// The input's pipe, in place of its FIFO, until the process starts.
+    stdin_pipe: Option<OwnedFd>,
     /// From its output's pipes to FIFOs.
     copies: Vec<Copy>,
     /// From a FIFO to its input's pipe.
     stdin_copy: Option<Copy>,
-    /// For the terminal that is yet to come: its input and output.
+    /// For the terminal that is yet to come: its input, once the process starts, and its output.
     for_terminal: (Option<OwnedFd>, Option<OwnedFd>),
+    has_terminal: bool,
     terminal: Option<Terminal>,
     logger: Option<Arc<Logger>>,
 }
@@ -100,10 +106,13 @@ impl Io {
     pub(crate) async fn open(request: &Request) -> Result<(Self, ChildEnds)> {
         let stdin = Target::parse("stdin", &request.stdin)?;
         let (stdout, stderr) = outputs(request)?;
-        let mut state = State::default();
+        let mut state = State {
+            has_terminal: request.terminal,
+            ..State::default()
+        };
         // The cheap things that may be refused come first.
         let input = if request.terminal {
-            state.for_terminal.0 = state.input_of_terminal(&stdin)?;
+            state.stdin = stdin_fifo(&stdin)?;
             null(OFlag::O_RDWR)?
         } else {
             state.input(request, &stdin)?
@@ -144,7 +153,36 @@ impl Io {
     pub(crate) fn attach_terminal(&self, master: OwnedFd) -> Result<()> {
         let mut state = self.state();
         let (input, output) = std::mem::take(&mut state.for_terminal);
-        state.terminal = Some(Terminal::relay(master, input, output)?);
+        let mut terminal = Terminal::relay(master, output)?;
+        if let Some(input) = input {
+            terminal.feed(input)?;
+        }
+        state.terminal = Some(terminal);
+        Ok(())
+    }
+
+    /// The program is about to start: from now on its input does not end before CloseIO, and it is copied where that is to
+    /// be done. Is to be called once, before or after [`Io::attach_terminal`].
+    ///
+    /// # Errors
+    ///
+    /// As open(2).
+    pub(crate) fn starting(&self) -> Result<()> {
+        let mut state = self.state();
+        let Some(reader) = state.stdin.as_mut().map(Stdin::starting).transpose()?.flatten() else {
+            return Ok(());
+        };
+        if let Some(pipe) = state.stdin_pipe.take() {
+            let from = stream(reader, Interest::READABLE)?;
+            let to = stream(pipe, Interest::WRITABLE)?;
+            state.stdin_copy = Some(Copy::start(|progress| async move {
+                copy(&from, Some(&to), false, &progress).await;
+            }));
+        } else if let Some(terminal) = &mut state.terminal {
+            terminal.feed(reader)?;
+        } else if state.has_terminal {
+            state.for_terminal.0 = Some(reader);
+        }
         Ok(())
     }
 
@@ -158,7 +196,9 @@ impl Io {
 
     /// Nothing more comes on its standard input from us: it ends when no client has it open any more either.
     pub(crate) fn close_stdin(&self) {
-        self.state().stdin.take();
+        if let Some(stdin) = &mut self.state().stdin {
+            stdin.close();
+        }
     }
 
     /// After the process' end: returns when all of its output was passed on, or patience is over. Output that goes to a
@@ -193,6 +233,7 @@ impl Io {
         let mut state = self.state();
         state.holds = Vec::new();
         state.stdin = None;
+        state.stdin_pipe = None;
         state.stdin_copy = None;
         if let Some(terminal) = &mut state.terminal {
             terminal.end();
@@ -268,30 +309,18 @@ impl State {
 
     /// The process' standard input.
     fn input(&mut self, request: &Request, target: &Target) -> Result<OwnedFd> {
-        let Some((fifo, hold)) = stdin_fifo(target)? else {
-            return null(OFlag::O_RDONLY);
+        self.stdin = stdin_fifo(target)?;
+        let end = match &self.stdin {
+            Some(_) if request.pipes => {
+                let (read, write) = pipe()?;
+                own(&read, request.owner)?;
+                self.stdin_pipe = Some(write);
+                Some(read)
+            }
+            Some(stdin) => stdin.end(request.owner)?,
+            None => None,
         };
-        self.stdin = Some(hold);
-        if !request.pipes {
-            return fifo.end(OFlag::O_RDONLY, request.owner);
-        }
-        let (read, write) = pipe()?;
-        own(&read, request.owner)?;
-        let from = stream(fifo.reopen(OFlag::O_RDONLY)?, Interest::READABLE)?;
-        let to = stream(write, Interest::WRITABLE)?;
-        self.stdin_copy = Some(Copy::start(|progress| async move {
-            copy(&from, Some(&to), false, &progress).await;
-        }));
-        Ok(read)
-    }
-
-    /// What a terminal is fed from.
-    fn input_of_terminal(&mut self, target: &Target) -> Result<Option<OwnedFd>> {
-        let Some((fifo, hold)) = stdin_fifo(target)? else {
-            return Ok(None);
-        };
-        self.stdin = Some(hold);
-        fifo.reopen(OFlag::O_RDONLY).map(Some)
+        end.map_or_else(|| null(OFlag::O_RDONLY), Ok)
     }
 
     /// The process' standard output or standard error.
@@ -328,15 +357,11 @@ async fn start_logger(logger: &target::Logger, request: &Request) -> Result<(Log
     Logger::write(log, request.terminal).await
 }
 
-/// Standard input as a FIFO, and the descriptor that keeps it open.
-fn stdin_fifo(target: &Target) -> Result<Option<(Fifo, OwnedFd)>> {
+/// Standard input, where it is a FIFO.
+fn stdin_fifo(target: &Target) -> Result<Option<Stdin>> {
     match target {
         Target::Null => Ok(None),
-        Target::Fifo(path) => {
-            let fifo = Fifo::open("stdin", path)?;
-            let hold = fifo.reopen(OFlag::O_WRONLY | OFlag::O_NONBLOCK)?;
-            Ok(Some((fifo, hold)))
-        }
+        Target::Fifo(path) => Stdin::open(path).map(Some),
         Target::Logger(_) => {
             let text = "stdin: a logger gives no input; it is a FIFO or empty";
             Err(Error::text(Kind::InvalidArgument, text))

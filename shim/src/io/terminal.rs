@@ -57,23 +57,24 @@ impl Line {
 }
 
 impl Terminal {
-    /// Relays from now on: `input` is the reading end of a FIFO, `output` is where all that is printed goes; it is thrown
-    /// away where there is none.
-    pub(crate) fn relay(master: OwnedFd, input: Option<OwnedFd>, output: Option<OwnedFd>) -> Result<Self> {
+    /// Relays from now on: `output` is where all that is printed goes; it is thrown away where there is none.
+    pub(crate) fn relay(master: OwnedFd, output: Option<OwnedFd>) -> Result<Self> {
         let master = Arc::new(stream(master, Interest::READABLE | Interest::WRITABLE)?);
         let output = output.map(|fd| stream(fd, Interest::WRITABLE)).transpose()?;
-        let input = input.map(|fd| stream(fd, Interest::READABLE)).transpose()?;
         let line = Arc::new(Line::default());
         *line.master.lock().unwrap_or_else(PoisonError::into_inner) = Some(master.clone());
         let printed = Copy::start(|progress| async move {
             copy(&master, output.as_ref(), true, &progress).await;
         });
         *line.output() = Some(printed);
-        let input = input.map(|input| {
-            let line = line.clone();
-            Copy::start(|progress| feed(line, input, progress))
-        });
-        Ok(Self { line, input })
+        Ok(Self { line, input: None })
+    }
+
+    /// Feeds it from now on: `input` is the reading end of a FIFO.
+    pub(crate) fn feed(&mut self, input: OwnedFd) -> Result<()> {
+        let (line, input) = (self.line.clone(), stream(input, Interest::READABLE)?);
+        self.input = Some(Copy::start(|progress| feed(line, input, progress)));
+        Ok(())
     }
 
     /// Changes its size. Without effect once it was hung up.

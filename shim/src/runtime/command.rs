@@ -140,6 +140,7 @@ impl Command {
 
     /// `create`, or `restore` where it is to be made from a checkpoint: its processes run on then.
     async fn make_init(&self, wanted: Create) -> Result<(Child, Option<OwnedFd>, Cgroup)> {
+        let makes = Some(wanted.bundle.clone());
         let mut arguments: Vec<OsString> = vec!["--bundle".into(), wanted.bundle.into()];
         let verb = match &wanted.checkpoint {
             None => "create",
@@ -162,6 +163,7 @@ impl Command {
             arguments,
             stdio: Some(wanted.stdio),
             patience: if verb == "create" { SLOW } else { CHECKPOINT },
+            makes,
         };
         let (init, master) = self.make_process(invocation, &wanted.id, wanted.terminal).await?;
         let cgroup = Layout::detect().and_then(|layout| Cgroup::of_process(init.pid, &layout));
@@ -197,6 +199,7 @@ impl Command {
             ],
             stdio: Some(wanted.stdio),
             patience: SLOW,
+            makes: None,
         };
         let (process, master) = self
             .make_process(invocation, &wanted.container, wanted.terminal)
@@ -215,6 +218,7 @@ impl Command {
                 arguments: vec!["--all".into(), id.as_str().into(), signal.to_string().into()],
                 stdio: None,
                 patience: QUICK,
+                makes: None,
             })
             .await;
         match killed {
@@ -285,6 +289,7 @@ impl Command {
             arguments,
             stdio: None,
             patience,
+            makes: None,
         })
         .await
     }

@@ -43,6 +43,7 @@ impl<'d, 't> Docker<'d, 't> {
         let directory = t.path("docker");
         std::fs::create_dir(&directory)?;
         let socket = directory.join("d.sock");
+        std::fs::write(directory.join("config.json"), "{}")?;
         let log = File::create(directory.join("log"))?;
         let mut command = Command::new(DOCKERD);
         for (option, value) in [
@@ -50,17 +51,12 @@ impl<'d, 't> Docker<'d, 't> {
             ("--exec-root", directory.join("exec")),
             ("--pidfile", directory.join("pid")),
             ("--containerd", containerd.socket()),
-            ("--config-file", directory.join("none.json")),
+            ("--config-file", directory.join("config.json")),
         ] {
             command.arg(option).arg(value);
         }
         command.args(["--host", &format!("unix://{}", socket.display())]);
-        command.args([
-            "--containerd-namespace",
-            &t.namespace(),
-            "--containerd-plugins-namespace",
-            &t.namespace(),
-        ]);
+        command.args(["--containerd-namespace", &t.namespace()]);
         // No network of any kind, and nothing of the machine's that tests share.
         command.args([
             "--bridge",
@@ -85,6 +81,8 @@ impl<'d, 't> Docker<'d, 't> {
             process,
         };
         until("dockerd to answer", || {
+            let alive = crate::host::process::is_alive(docker.process.id().cast_signed());
+            ensure!(alive, "dockerd ended");
             Ok((docker.run(&["version"])?.code == 0).then_some(()))
         })
         .with_context(|| std::fs::read_to_string(directory.join("log")).unwrap_or_default())?;

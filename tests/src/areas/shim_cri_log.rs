@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::registry::Result;
 use crate::shim::extension::{attach, reopen_log};
-use crate::shim::{Code, Containerd, Process, Reader, Refusal, Streams, fifo};
+use crate::shim::{Code, Containerd, Process, Reader, Refusal, Refused, Streams, fifo};
 use crate::test;
 use crate::wait::until;
 
@@ -183,7 +183,9 @@ test!(
                 Ok(_) => files.push(old),
                 Err(error) => {
                     // The container has ended in the meantime.
-                    Err::<(), _>(error).refused(Code::FAILED_PRECONDITION)?;
+                    let refused = error.downcast::<Refused>()?;
+                    let ended = matches!(refused.code, Code::FAILED_PRECONDITION | Code::UNAVAILABLE);
+                    ensure!(ended, "{refused}");
                     fs::rename(&old, &path)?;
                     break;
                 }

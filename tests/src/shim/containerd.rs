@@ -330,6 +330,7 @@ impl<'t> Shim<'t> {
     pub(crate) fn options(&self) -> Options {
         Options {
             root: self.t.root.to_string_lossy().into_owned(),
+            binary_name: self.t.binary_name.clone(),
             ..Options::default()
         }
     }

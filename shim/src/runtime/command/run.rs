@@ -4,11 +4,11 @@ use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result as Anyhow, bail};
-use nix::unistd::execvpe;
+use nix::unistd::{execvpe, getpid, setsid};
 use rtc_runtime::process::worker::{self, Report, Worker};
 use rtc_runtime::sys::Named as _;
 use rtc_runtime::sys::process::{self, Exit};
@@ -19,6 +19,7 @@ use super::scratch::{memory_file, path_of, tail_of};
 use crate::error::{Error, Kind, Result};
 use crate::io::ChildEnds;
 use crate::reaper;
+use crate::record::{Identified, Maker};
 
 /// What the runtime is told, and how long it may take.
 pub(super) struct Invocation {
@@ -27,6 +28,8 @@ pub(super) struct Invocation {
     /// `None`: nothing in, and the output kept for an error.
     pub(super) stdio: Option<ChildEnds>,
     pub(super) patience: Duration,
+    /// The bundle of the container that it makes.
+    pub(super) makes: Option<PathBuf>,
 }
 
 impl Command {
@@ -87,6 +90,11 @@ impl Command {
         worker::fork(Some(stdio), &[], |_| {
             // Without the shim nobody hears of what it does: `delete` of containerd cleans up.
             process::set_parent_death_signal(nix::libc::SIGKILL)?;
+            if let Some(bundle) = &invocation.makes {
+                setsid().context("setsid")?;
+                let own = Identified::of(getpid()).context("this process is not in /proc")?;
+                Maker { process: own }.save(bundle)?;
+            }
             let program = CString::new(self.program.as_os_str().as_bytes())?;
             let environment = environment();
             let Err(errno) = execvpe(&program, &arguments, &environment);

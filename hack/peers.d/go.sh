@@ -14,6 +14,7 @@ need_go() {
   need_mirror
   need_tools "$KEYRING:debian-archive-keyring" dpkg-deb:dpkg
   if retry 3 download_from sid "$1/go/packages" "$GO_PACKAGE-go" "$GO_PACKAGE-src"; then unpack_go "$1/go"; fi
+  if GOTOOLCHAIN=local new_enough_go; then return; fi
   export GOTOOLCHAIN=go$GO_WANTED+auto
   new_enough_go || die "no Go $GO_WANTED or newer could be had"
 }
@@ -24,7 +25,6 @@ unpack_go() {
   rm -rf "$tree"
   dpkg-deb -x "$(newest_package "$1/packages" "$GO_PACKAGE-go")" "$tree" &&
     dpkg-deb -x "$(newest_package "$1/packages" "$GO_PACKAGE-src")" "$tree" &&
-    ln -sfn "$tree/usr/share/go-${GO_PACKAGE#*-}/"* "$tree/usr/lib/go-${GO_PACKAGE#*-}/" &&
     export GOROOT=$tree/usr/lib/go-${GO_PACKAGE#*-} &&
     PATH=$GOROOT/bin:$PATH
 }

@@ -3,6 +3,7 @@
 //! The verbs that change it are serial ([`Container::turn`]); State, Wait, Kill, Pids and Stats never wait for one of them.
 //! A start of an exec is no change of the container, so that one that hangs holds up no other.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -26,9 +27,12 @@ use crate::io::{Io, Request};
 use crate::log;
 use crate::options::Options;
 use crate::process::{Ended, Phase, Process, Stdio, UNKNOWN_STATUS, Verb};
-use crate::runtime::{Create, Created, Exec, Runtime, Started};
+use crate::runtime::{Create, Created, EXEC_PATIENCE, Exec, Runtime, Started};
 use crate::shim::Shim;
 use crate::{confinement, exits, oom};
+
+/// How many cgroups of execs are tried to be removed after one.
+const LEFT_AT_ONCE: usize = 8;
 
 /// A container of the pod.
 #[derive(Debug)]
@@ -42,6 +46,8 @@ pub(crate) struct Container {
     /// Known with the configuration.
     id_maps: OnceLock<IdMaps>,
     execs: Mutex<Vec<Exe>>,
+    /// Names of the cgroups of execs that have ended, but not all that they started.
+    left: Mutex<VecDeque<String>>,
     /// Whose turn it is to change the container.
     turn: tokio::sync::Mutex<()>,
     made: Mutex<Option<Made>>,
@@ -99,6 +105,7 @@ impl Container {
             io_owner: (options.io_uid, options.io_gid),
             id_maps: OnceLock::new(),
             execs: Mutex::default(),
+            left: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             made: Mutex::default(),
             init_ended: AtomicBool::new(false),
@@ -241,6 +248,25 @@ impl Container {
         }
     }
 
+    /// Removes the cgroup of an exec that has ended. What that has left in the background lives on in it: then it is tried
+    /// again after later execs, so that a probe that leaves something each time does not fill the container with cgroups.
+    pub(crate) fn remove_exec_cgroup(&self, name: &str) {
+        let mut left = lock(&self.left);
+        left.push_front(name.to_owned());
+        for _ in 0..left.len().min(LEFT_AT_ONCE) {
+            let Some(name) = left.pop_front() else { break };
+            let removed = self.with_cgroup(|cgroup| match cgroup.exec_cgroup(&name)? {
+                Some(own) => own.remove(),
+                None => Ok(true),
+            });
+            match removed {
+                Ok(true) => {}
+                Ok(false) => left.push_back(name),
+                Err(error) => log::warn(format_args!("container {}: {error}", self.id)),
+            }
+        }
+    }
+
     /// Whether all its processes end with init.
     pub(crate) fn owns_pids(&self) -> bool {
         lock(&self.made).as_ref().is_some_and(|made| made.owns_pids)
@@ -284,14 +310,24 @@ impl Container {
         Ok(pid)
     }
 
-    /// Deletes it. Returns init's pid and end.
+    /// Deletes it. Returns init's pid and end. One that is being created is waited for: containerd asks for this when it
+    /// gave its Create up, and forgets the container and the shim if there is nothing to delete.
     ///
     /// # Errors
     ///
     /// It runs, or something is left; then it can be deleted again.
     pub(crate) async fn delete(self: &Arc<Self>, shim: &Shim) -> Result<(u32, Ended)> {
-        self.init.phase().allows(Verb::Delete)?;
+        if self.init.phase() != Phase::Creating {
+            self.init.phase().allows(Verb::Delete)?;
+        }
         let _turn = self.turn.lock().await;
+        if self.init.phase() == Phase::Creating {
+            // It failed, and nothing is left.
+            return Err(Error::text(
+                Kind::NotFound,
+                format_args!("container {:?} not created", self.id.as_str()),
+            ));
+        }
         self.init.phase().allows(Verb::Delete)?;
         self.runtime.delete(&self.id, &self.bundle).await?;
         // One that was created was killed just now.
@@ -423,6 +459,7 @@ impl Container {
             process: spec,
             stdio,
             terminal: process.stdio.terminal,
+            patience: EXEC_PATIENCE,
         };
         let mut started = self.runtime.exec(exec).await.inspect_err(|_| io.close())?;
         connect(process, io, started.master.take());

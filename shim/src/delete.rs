@@ -12,6 +12,7 @@
 //! containerd before 2.0 calls it after each orderly Delete of a container in a group too: then there is nothing to do.
 
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -87,7 +88,7 @@ pub(crate) fn delete(flags: &Flags) -> Result<()> {
     warned(pod::files::unmount(&bundle));
     if let Some(shim) = &shim {
         if !dead && others(&bundle, shim.process).is_empty() {
-            end(shim.process);
+            end(&bundle, shim.process);
         }
         if !shim.process.is_alive() {
             warned(remove_socket(&shim.socket));
@@ -182,10 +183,7 @@ fn remove(left: &Left) -> Result<()> {
         maker.kill();
     }
     let deleted = match &record.binary {
-        None => record
-            .id
-            .parse::<ContainerId>()
-            .and_then(|id| container::delete(&StateRoot::new(record.root.clone()), &id, true)),
+        None => delete_own(left),
         Some(binary) => delete_by_command(binary, record),
     };
     // Also where the container is not gone: its own mount namespace keeps what it uses.
@@ -214,6 +212,25 @@ fn planned_cgroup(bundle: &Path, id: &str) -> Result<Option<Cgroup>> {
     };
     let cgroup = Cgroup::place(Some(Path::new(path)), id, &Layout::detect()?, Driver::Cgroupfs)?;
     Ok(cgroup.exists().then_some(cgroup))
+}
+
+/// The container of this bundle. One of another bundle that has the id is why this one was not created.
+fn delete_own(left: &Left) -> Result<()> {
+    let id: ContainerId = left.record.id.parse()?;
+    let root = StateRoot::new(left.record.root.clone());
+    let known = root.open(&id).and_then(|directory| directory.record());
+    if let Ok(Some(known)) = known
+        && !is_same(&known.bundle, &left.bundle)
+    {
+        return Ok(());
+    }
+    container::delete(&root, &id, true)
+}
+
+/// Whether both are one directory, whatever links lead to it.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let find = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    matches!((find(one), find(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 fn delete_by_command(binary: &Path, record: &record::Container) -> Result<()> {
@@ -261,11 +278,15 @@ fn init_of(record: &record::Container) -> u32 {
     pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default()
 }
 
-/// A shim that lives, and that nobody can reach any more: it has no containers.
-fn end(shim: Identified) {
+/// A shim that lives, and that nobody can reach any more: it has no containers. Unless the group gets one meanwhile: its
+/// record is there before anything is made.
+fn end(bundle: &Path, shim: Identified) {
     let deadline = Instant::now() + SHIM_DEADLINE;
     while shim.is_alive() {
         if Instant::now() > deadline {
+            if !others(bundle, shim).is_empty() {
+                return;
+            }
             warn(format_args!(
                 "the shim (pid {}) had no containers and did not end: killed",
                 shim.pid

@@ -29,7 +29,7 @@ use crate::container::Container;
 use crate::error::{Error, Kind, Result};
 use crate::io::ChildEnds;
 use crate::pollable::{Pollable, wait_for};
-use crate::runtime::{Exec, Started};
+use crate::runtime::{EXEC_PATIENCE, Exec, Started};
 use crate::shim::Shim;
 use crate::{descendants, log, reaper, stuck};
 
@@ -39,6 +39,9 @@ const FIRST_READ: usize = 4096;
 const SILENCE: Duration = Duration::from_secs(5);
 /// How long what was killed may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The exit code of what SIGKILL ended.
+const KILLED: u32 = 128 + 9;
 
 type Sender = ServerStreamSender<ExecSyncResponse>;
 
@@ -50,6 +53,9 @@ type Sender = ServerStreamSender<ExecSyncResponse>;
 pub(crate) async fn exec_sync(shim: Arc<Shim>, request: ExecSyncRequest, client: Sender) -> Result<()> {
     let container = shim.container(&request.container)?;
     container.may_exec()?;
+    let time =
+        (request.timeout_milliseconds != 0).then(|| Duration::from_millis(request.timeout_milliseconds));
+    let limit = time.map(|time| Instant::now() + time);
     let (stdout, stdout_end) = pipe()?;
     let (stderr, stderr_end) = pipe()?;
     let null = File::open("/dev/null").context("open /dev/null")?;
@@ -62,8 +68,18 @@ pub(crate) async fn exec_sync(shim: Arc<Shim>, request: ExecSyncRequest, client:
             stderr: stderr_end,
         },
         terminal: false,
+        patience: time.map_or(EXEC_PATIENCE, |time| time.min(EXEC_PATIENCE)),
     });
-    let running = Running::new(&container, started.await?);
+    let started = match started.await {
+        // Its program is on a file system that hangs: the time is over as for one that runs.
+        Err(error)
+            if error.kind == Kind::DeadlineExceeded && limit.is_some_and(|limit| limit <= Instant::now()) =>
+        {
+            return say_end(&client, KILLED, true).await;
+        }
+        started => started?,
+    };
+    let running = Running::new(&container, started);
     let (tell_end, end) = watch::channel(false);
     let drain = Duration::from_millis(request.drain_milliseconds);
     let output = async {
@@ -74,8 +90,6 @@ pub(crate) async fn exec_sync(shim: Arc<Shim>, request: ExecSyncRequest, client:
         );
         both.map(drop)
     };
-    let limit = (request.timeout_milliseconds != 0)
-        .then(|| Instant::now() + Duration::from_millis(request.timeout_milliseconds));
     let turn = {
         let ended = running.wait(limit);
         tokio::pin!(ended, output);
@@ -97,14 +111,18 @@ pub(crate) async fn exec_sync(shim: Arc<Shim>, request: ExecSyncRequest, client:
         }
     };
     let (exit, timed_out) = ended?;
+    say_end(&client, exit.status().cast_unsigned(), timed_out).await
+}
+
+/// The last message.
+async fn say_end(client: &Sender, code: u32, timed_out: bool) -> Result<()> {
     let mut last = ExecSyncResponse::new();
     last.set_exit(ExecSyncExit {
-        code: exit.status().cast_unsigned(),
+        code,
         timed_out,
         ..ExecSyncExit::default()
     });
-    client.send(&last).await.map_err(anyhow::Error::from)?;
-    Ok(())
+    Ok(client.send(&last).await.map_err(anyhow::Error::from)?)
 }
 
 /// The process, and the cgroup that it may have of its own.
@@ -179,17 +197,9 @@ impl<'a> Running<'a> {
         killed.unwrap_or(false)
     }
 
-    /// What it has left in the background lives on, in its cgroup; then that goes with the container.
     fn remove_cgroup(&self) {
-        let Some(name) = &self.cgroup else { return };
-        let removed = self
-            .container
-            .with_cgroup(|cgroup| match cgroup.exec_cgroup(name)? {
-                Some(own) => own.remove().map(drop),
-                None => Ok(()),
-            });
-        if let Err(error) = removed {
-            log::warn(format_args!("container {}: {error}", self.container.id));
+        if let Some(name) = &self.cgroup {
+            self.container.remove_exec_cgroup(name);
         }
     }
 }

@@ -64,7 +64,9 @@ pub(crate) fn watch_exec(
     let (container, events) = (Arc::clone(container), events.clone());
     tokio::spawn(async move {
         let ended = collect(&process, pid, pidfd).await;
-        remove_cgroup(&container, &process);
+        if let Some(name) = process.own_cgroup() {
+            container.remove_exec_cgroup(&name);
+        }
         process.settled().await;
         tell(&container, &process, &events, ended, EXEC_DRAIN_PATIENCE).await;
     });
@@ -83,18 +85,6 @@ async fn collect(process: &Process, pid: Pid, pidfd: Arc<OwnedFd>) -> Ended {
     Ended {
         status,
         at: Some(SystemTime::now()),
-    }
-}
-
-/// What it has left in the background lives on, in its cgroup; then that goes with the container.
-fn remove_cgroup(container: &Container, process: &Process) {
-    let Some(name) = process.own_cgroup() else { return };
-    let removed = container.with_cgroup(|cgroup| match cgroup.exec_cgroup(&name)? {
-        Some(own) => own.remove().map(drop),
-        None => Ok(()),
-    });
-    if let Err(error) = removed {
-        log::warn(format_args!("container {}: {error}", container.id));
     }
 }
 

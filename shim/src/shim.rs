@@ -68,7 +68,21 @@ impl Shim {
         found
             .filter(|container| container.init.phase() != Phase::Creating)
             .cloned()
-            .ok_or_else(|| Error::text(Kind::NotFound, format_args!("container {id:?} not created")))
+            .ok_or_else(|| not_created(id))
+    }
+
+    /// A container, be it one that is being created: whoever gave its Create up deletes it.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`.
+    pub(crate) fn claimed(&self, id: &str) -> Result<Arc<Container>> {
+        let found = self
+            .list()
+            .iter()
+            .find(|container| container.id.as_str() == id)
+            .cloned();
+        found.ok_or_else(|| not_created(id))
     }
 
     /// Takes an id, for a container that is about to be created.
@@ -149,4 +163,8 @@ impl Shim {
         // The sender is ours: it does not end.
         let _ = life.wait_for(|life| *life == Life::Over).await;
     }
+}
+
+fn not_created(id: &str) -> Error {
+    Error::text(Kind::NotFound, format_args!("container {id:?} not created"))
 }

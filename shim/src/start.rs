@@ -47,10 +47,12 @@ pub(crate) fn start(mut flags: Flags) -> Result<()> {
     match address::bind(&socket)? {
         Found::Shim => answer(&request),
         Found::Nobody(listener) => {
+            // While this listens no other `start` takes the socket for a dead shim's, and binds one that we would remove.
+            let held = listener.try_clone().call(|| "dup".into())?;
             let started = start_daemon(listener, &request);
             if started.is_err() {
-                // Not somebody else's: ours is bound.
                 let _ = std::fs::remove_file(&socket);
+                drop(held);
             }
             started
         }

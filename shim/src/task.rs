@@ -79,11 +79,10 @@ impl Task for TaskService {
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
         let shim = Arc::clone(&self.0);
         let deleted = whole(async move {
-            let container = shim.container(&request.id)?;
             if request.exec_id.is_empty() {
-                container.delete(&shim).await
+                shim.claimed(&request.id)?.delete(&shim).await
             } else {
-                container.delete_exec(&request.exec_id)
+                shim.container(&request.id)?.delete_exec(&request.exec_id)
             }
         });
         let (pid, ended): (u32, Ended) = deleted.await?;

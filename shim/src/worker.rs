@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
+use nix::unistd::Pid;
 use rtc_runtime::process::worker::{self, Report, Reporter, Worker};
 use rtc_runtime::sys::clone::Child;
-use rtc_runtime::sys::process;
+use rtc_runtime::sys::process::{self, Exit};
 use tokio::io::Interest;
 use tokio::task::JoinHandle;
 
@@ -44,18 +45,28 @@ pub(crate) enum Failure {
     Failed(anyhow::Error),
     /// There was no last word: nothing was undone.
     Died(anyhow::Error),
+    /// It took too long and was killed: nothing was undone either.
+    Late(anyhow::Error),
 }
 
 impl From<Failure> for anyhow::Error {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Failed(error) | Failure::Died(error) => error,
+            Failure::Failed(error) | Failure::Died(error) | Failure::Late(error) => error,
         }
     }
 }
 
+/// How long what was killed may take to end before it is left to itself: it waits in the kernel.
+const LAST_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A worker at work. It is heard and collected whoever waits for it.
-pub(crate) type Working = JoinHandle<Result<Outcome, Failure>>;
+#[derive(Debug)]
+pub(crate) struct Working {
+    /// The worker, until it is collected.
+    pub(crate) pid: Pid,
+    following: JoinHandle<Result<Outcome, Failure>>,
+}
 
 /// Starts a worker that runs the body, with the given stdio and no descriptor but those of `keep`.
 ///
@@ -67,10 +78,28 @@ pub(crate) fn start(
     keep: &[RawFd],
     body: impl FnOnce(&Reporter) -> Result<Vec<u8>>,
 ) -> Result<Working> {
+    start_for(None, stdio, keep, body)
+}
+
+/// As [`start`]; it is killed where it takes longer than `patience`, and so is the process that it made.
+///
+/// # Errors
+///
+/// As clone3(2).
+pub(crate) fn start_for(
+    patience: Option<Duration>,
+    stdio: Option<[BorrowedFd<'_>; 3]>,
+    keep: &[RawFd],
+    body: impl FnOnce(&Reporter) -> Result<Vec<u8>>,
+) -> Result<Working> {
     let worker = worker::fork(stdio, keep, body)?;
-    reaper::adopt(worker.child.pid);
+    let pid = worker.child.pid;
+    reaper::adopt(pid);
     AT_WORK.fetch_add(1, Ordering::Relaxed);
-    Ok(tokio::spawn(follow(worker)))
+    Ok(Working {
+        pid,
+        following: tokio::spawn(follow(worker, patience)),
+    })
 }
 
 /// Waits for what a worker does.
@@ -79,7 +108,7 @@ pub(crate) fn start(
 ///
 /// In the body's words. A process that it had made is killed by then.
 pub(crate) async fn outcome(working: Working) -> Result<Outcome, Failure> {
-    match working.await {
+    match working.following.await {
         Ok(outcome) => outcome,
         Err(error) => Err(Failure::Died(error.into())),
     }
@@ -100,13 +129,30 @@ pub(crate) async fn patiently(working: Working, patience: Duration) -> Result<Ou
     }
 }
 
-async fn follow(worker: Worker) -> Result<Outcome, Failure> {
+async fn follow(worker: Worker, patience: Option<Duration>) -> Result<Outcome, Failure> {
     let mut heard = Heard::default();
-    let listened = heard.listen(&worker).await;
-    if listened.is_err() {
+    let listened = match patience {
+        None => Some(heard.listen(&worker).await),
+        Some(patience) => tokio::time::timeout(patience, heard.listen(&worker)).await.ok(),
+    };
+    if !matches!(listened, Some(Ok(()))) {
         let _ = process::pidfd_send_signal(&worker.child.pidfd, nix::libc::SIGKILL);
     }
-    let exit = reaper::collect(worker.child.pid, &worker.child.pidfd).await;
+    let late = listened.is_none();
+    let listened = listened.unwrap_or_else(|| {
+        let seconds = patience.unwrap_or_default().as_secs_f32();
+        Err(anyhow!("was not done after {seconds} s, and is given up"))
+    });
+    let exit = if late {
+        // It may hang in the kernel by itself.
+        let collected = reaper::collect(worker.child.pid, &worker.child.pidfd);
+        if tokio::time::timeout(LAST_PATIENCE, collected).await.is_err() {
+            reaper::collect_behind(worker.child);
+        }
+        Ok(Exit::Signal(nix::libc::SIGKILL))
+    } else {
+        reaper::collect(worker.child.pid, &worker.child.pidfd).await
+    };
     // They have ended before the worker, as a rule.
     for helper in std::mem::take(&mut heard.helpers) {
         reaper::collect_helper(helper);
@@ -128,6 +174,7 @@ async fn follow(worker: Worker) -> Result<Outcome, Failure> {
         }
         (_, Some(Err(error))) => Failure::Failed(error),
         (Ok(exit), None) => Failure::Died(anyhow!("the worker died: {exit}")),
+        (Err(error), None) if late => Failure::Late(error),
         (Err(error), None) => Failure::Died(error),
     };
     if let Some(born) = heard.born {

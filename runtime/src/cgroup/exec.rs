@@ -74,6 +74,19 @@ impl Cgroup {
         Ok(None)
     }
 
+    /// The cgroup that the process `maker` has made, by its first name. `None`: there is none.
+    ///
+    /// # Errors
+    ///
+    /// It can't be opened.
+    pub fn exec_cgroup_of(&self, maker: Pid) -> Result<Option<ExecCgroup>> {
+        if self.is_v2() {
+            self.exec_cgroup(&format!("{PREFIX}{maker}"))
+        } else {
+            Ok(None)
+        }
+    }
+
     /// The cgroup of a process of `exec` by its name. `None`: it is gone.
     ///
     /// # Errors

@@ -166,7 +166,7 @@ impl Command {
             makes,
         };
         let (init, master) = self.make_process(invocation, &wanted.id, wanted.terminal).await?;
-        let cgroup = Layout::detect().and_then(|layout| Cgroup::of_process(init.pid, &layout));
+        let cgroup = cgroup_of(init.pid);
         match cgroup {
             Ok(cgroup) => {
                 self.restored.store(verb == "restore", Ordering::Relaxed);
@@ -198,7 +198,7 @@ impl Command {
                 "--detach".into(),
             ],
             stdio: Some(wanted.stdio),
-            patience: SLOW,
+            patience: wanted.patience.min(SLOW),
             makes: None,
         };
         let (process, master) = self
@@ -330,6 +330,23 @@ impl Command {
             }
         }
     }
+}
+
+/// The cgroup that the runtime made for a container: whatever is in it is killed with the container.
+///
+/// # Errors
+///
+/// It made none, so that its init is where the shim is.
+fn cgroup_of(init: Pid) -> anyhow::Result<Cgroup> {
+    let layout = Layout::detect()?;
+    let cgroup = Cgroup::of_process(init, &layout)?;
+    // The root, for one, is no cgroup of ours.
+    let own = Cgroup::of_process(getpid(), &layout).ok();
+    anyhow::ensure!(
+        own.as_ref().and_then(Cgroup::path) != cgroup.path(),
+        "it is that of the shim: the runtime made none"
+    );
+    Ok(cgroup)
 }
 
 /// Kills a process that is not to be.

@@ -10,9 +10,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxResources, Process};
 use rtc_runtime::bundle::{self, Bundle};
 use rtc_runtime::container::start::Starting;
@@ -40,6 +41,9 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a delete may take before its caller hears that it is not done: longer than the library waits for processes,
 /// and than most hooks.
 const DELETE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long the cgroup of an exec that was given up is waited for to be empty.
+const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// `rtc_runtime`, with what the options of a container say.
 #[derive(Debug)]
@@ -171,14 +175,25 @@ impl Embedded {
     }
 
     pub(super) async fn exec(&self, exec: Exec) -> Result<Started> {
-        let working = worker::start(Some(borrowed(&exec.stdio)), &[], |reporter| {
+        let stdio = Some(borrowed(&exec.stdio));
+        let working = worker::start_for(Some(exec.patience), stdio, &[], |reporter| {
             self.exec_in_worker(&exec, reporter)
         })?;
+        let (container, maker) = (exec.container.clone(), working.pid);
         drop(exec);
-        let outcome = worker::outcome(working)
-            .await
-            .map_err(anyhow::Error::from)
-            .context("OCI runtime exec failed")?;
+        let outcome = worker::outcome(working).await;
+        if let Err(Failure::Died(_) | Failure::Late(_)) = &outcome
+            && let Err(error) = self.remove_exec_cgroup(&container, maker)
+        {
+            crate::log::warn(format_args!("clean up: {error:#}"));
+        }
+        let outcome = outcome.map_err(|failure| {
+            let kind = match failure {
+                Failure::Late(_) => Kind::DeadlineExceeded,
+                _ => Kind::Unknown,
+            };
+            Error::new(kind, failure).context("OCI runtime exec failed")
+        })?;
         Ok(Started {
             process: outcome.born.context("the worker reported no process")?,
             master: outcome.terminal,
@@ -186,6 +201,22 @@ impl Embedded {
                 .ok()
                 .filter(|name| !name.is_empty()),
         })
+    }
+
+    /// Removes what an exec left that was killed, once its process has ended. Nobody waits for that.
+    fn remove_exec_cgroup(&self, container: &ContainerId, maker: Pid) -> anyhow::Result<()> {
+        let removing = worker::start(None, &[], |_| {
+            let record = self.state().open(container)?.record()?.context("no record")?;
+            let deadline = Instant::now() + REMOVE_PATIENCE;
+            while let Some(own) = record.cgroup.exec_cgroup_of(maker)?
+                && !own.remove()?
+                && Instant::now() < deadline
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Ok(Vec::new())
+        });
+        removing.map(drop)
     }
 
     fn exec_in_worker(&self, exec: &Exec, reporter: &Reporter) -> anyhow::Result<Vec<u8>> {

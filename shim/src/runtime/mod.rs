@@ -5,6 +5,7 @@ mod embedded;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use std::os::fd::OwnedFd;
 
@@ -57,7 +58,12 @@ pub(crate) struct Exec {
     pub(crate) process: Vec<u8>,
     pub(crate) stdio: ChildEnds,
     pub(crate) terminal: bool,
+    /// How long it may take until the program runs: it may be on a server that does not answer.
+    pub(crate) patience: Duration,
 }
+
+/// How long a process may take to run its program, at most.
+pub(crate) const EXEC_PATIENCE: Duration = Duration::from_secs(120);
 
 /// A process of exec that runs.
 #[derive(Debug)]
@@ -140,7 +146,8 @@ impl Runtime {
     ///
     /// # Errors
     ///
-    /// It can't be run; nothing is left of it.
+    /// It can't be run; nothing is left of it. `DeadlineExceeded` where that took too long: then it ends whenever the
+    /// kernel lets it.
     pub(crate) async fn exec(&self, exec: Exec) -> Result<Started> {
         match self {
             Self::Embedded(runtime) => runtime.exec(exec).await,

@@ -7,6 +7,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use serde_json::json;
 
 use crate::bundle::Bundle;
+use crate::gate::Gate;
 use crate::registry::Result;
 use crate::shim::{
     Code, Connection, Containerd, OPTIONS_URL, Process, REQUEST, Refusal, Refused, Shim, Status, Streams,
@@ -369,6 +370,26 @@ test!(
         task.start()?;
         task.end()?;
         lives(&containerd, &shim)?;
+        shim.ends()
+    }
+);
+
+test!(
+    fn a_create_that_was_given_up_and_is_deleted_leaves_nothing(t: &Test) -> Result {
+        let containerd = Containerd::new(t)?;
+        let gate = Gate::new(t)?;
+        let bundle = gate.hook(containerd.bundle().sleeper(), "createRuntime");
+        let shim = containerd.start(&bundle)?;
+        let request = shim.create_request(&bundle, &Streams::default())?;
+        hang_up(shim.connection()?, &shim.service(), "Create", bytes(&request)?)?;
+        gate.reached()?;
+        // As containerd does where its Create took too long: it forgets a shim that has nothing to delete.
+        let mut delete = api::DeleteRequest::new();
+        delete.id.clone_from(&bundle.id);
+        let deleting = shim.begin::<api::DeleteResponse>("Delete", &delete)?;
+        gate.open()?;
+        deleting.answer()?;
+        containerd.nothing_is_left_of(&bundle)?;
         shim.ends()
     }
 );

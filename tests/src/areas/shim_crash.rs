@@ -442,3 +442,47 @@ test!(
         task.end()
     }
 );
+
+test!(
+    fn delete_after_a_create_that_found_its_id_taken_does_not_touch_the_other(t: &Test) -> Result {
+        let containerd = Containerd::new(t)?;
+        let task = containerd.run(&containerd.bundle().sleeper())?;
+        // Another containerd has a container of the same name, in its own directory of bundles.
+        let other = Bundle::at(t, t.path("elsewhere").join(&task.id), &task.id)?.sleeper();
+        let socket = t.path("elsewhere.sock");
+        let socket = socket.to_string_lossy();
+        let shim = containerd.start_by(&other, &["-socket", &socket, "start"], &[])?;
+        ensure!(shim.pid() != task.shim.pid(), "one shim for both");
+        let request = shim.create_request(&other, &Streams::default())?;
+        let created = shim.call::<api::CreateTaskResponse>("Create", &request);
+        ensure!(created.is_err(), "two containers of one id");
+        shim.signal(Signal::SIGKILL)?;
+        shim.gone()?;
+        containerd.delete_dead(&other)?;
+        task.is(Status::RUNNING)?;
+        task.output_of("e1", "true")?;
+        task.end()
+    }
+);
+
+test!(
+    fn delete_of_a_pods_first_container_spares_one_that_comes_at_the_same_time(t: &Test) -> Result {
+        let containerd = Containerd::new(t)?;
+        let first = containerd.bundle();
+        let annotations = json!({"io.kubernetes.cri.sandbox-id": first.id});
+        let first = first.sleeper().set("/annotations", annotations.clone());
+        let second = containerd.bundle().sleeper().set("/annotations", annotations);
+        containerd.run(&first)?.end()?;
+        let shim = containerd.start(&second)?;
+        // containerd before 2.0 calls it after each Delete; it waits a second for a shim without containers to end.
+        let directory = first.directory.to_string_lossy().into_owned();
+        let mut delete = containerd.command(&first.directory, &first.id, &["-bundle", &directory, "delete"]);
+        let mut deleting = delete.stdout(std::process::Stdio::null()).spawn()?;
+        sleep(Duration::from_millis(500));
+        let task = shim.create(&second, Streams::output(t)?)?;
+        task.start()?;
+        ensure!(deleting.wait()?.success(), "delete");
+        task.is(Status::RUNNING)?;
+        task.end()
+    }
+);

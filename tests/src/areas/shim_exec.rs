@@ -1,6 +1,8 @@
 //! Execs through the shim: the whole process of the specification, many at once, what they leave.
 
 use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
@@ -115,6 +117,30 @@ test!(
         until("the exec's cgroup to go", || {
             Ok((!std::path::Path::new("/sys/fs/cgroup").join(&path).exists()).then_some(()))
         })?;
+        task.end()
+    }
+);
+
+test!(
+    fn execs_that_leave_something_for_a_while_do_not_fill_the_container_with_cgroups(t: &Test) -> Result {
+        t.needs_cgroup_v2()?;
+        let containerd = Containerd::new(t)?;
+        let task = containerd.run(&containerd.bundle().sleeper())?;
+        for n in 0..20 {
+            task.output_of(&format!("e{n}"), "sleep 0.2 > /dev/null 2>&1 &")?;
+        }
+        sleep(Duration::from_millis(300));
+        for n in 20..24 {
+            task.output_of(&format!("e{n}"), "true")?;
+        }
+        let group = fs::read_to_string(format!("/proc/{}/cgroup", task.pid()))?;
+        let directory = std::path::Path::new("/sys/fs/cgroup").join(group.trim().trim_start_matches("0::/"));
+        let left = fs::read_dir(directory)?.filter(|entry| {
+            let name = entry.as_ref().map(fs::DirEntry::file_name);
+            name.is_ok_and(|name| name.to_string_lossy().starts_with("exec-"))
+        });
+        let left = left.count();
+        ensure!(left <= 1, "{left} cgroups are left");
         task.end()
     }
 );

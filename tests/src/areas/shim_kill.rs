@@ -12,7 +12,7 @@ use crate::fuse::{Freezable, Hanging};
 use crate::gate::Gate;
 use crate::host::process;
 use crate::registry::Result;
-use crate::shim::{Code, Containerd, Process, Refusal, Shim, Status, Streams, api};
+use crate::shim::{Code, Containerd, Field, Process, Refusal, Shim, Status, Streams, api, by_hand};
 use crate::test;
 use crate::test::{Skip, Test};
 use crate::wait::until;
@@ -431,5 +431,49 @@ test!(
 test!(
     fn a_frozen_file_system_of_a_cri_log_holds_up_no_call(t: &Test) -> Result {
         frozen_logs(t, |log| format!("cri://{}", log.display()))
+    }
+);
+
+test!(
+    fn the_timeout_of_an_exec_holds_for_a_program_that_can_not_even_be_read(t: &Test) -> Result {
+        if !t.shim_is_ours() {
+            return t.skip("rtc.shim.v1 is ours");
+        }
+        let containerd = Containerd::new(t)?;
+        let mut hang = hanging(t)?;
+        let source = hang.path.to_string_lossy().into_owned();
+        let bundle = containerd
+            .bundle()
+            .sleeper()
+            .mount("/mnt", "bind", &source, &["rbind"]);
+        fs::create_dir(bundle.rootfs().join("mnt"))?;
+        let task = containerd.run(&bundle)?;
+        let process = serde_json::json!({"args": ["/bin/cat", "/mnt/hang"], "cwd": "/mnt/hang",
+            "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}});
+        let processes = || process::descendants(task.shim.pid()).len();
+        let before = processes();
+        for _ in 0..3 {
+            let request = by_hand(&[
+                Field::text(1, &task.id),
+                Field::text(2, &process.to_string()),
+                Field::Number(3, 300),
+            ]);
+            let mut connection = task.shim.connection()?;
+            let mut last = Vec::new();
+            in_bounded_time("ExecSync", || {
+                connection.stream("rtc.shim.v1.Shim", "ExecSync", request, |message| {
+                    last = message;
+                    Ok(true)
+                })
+            })??;
+            // ExecSyncExit: killed, and because its time was over.
+            ensure!(last == [0x1a, 5, 8, 0x89, 1, 16, 1], "{last:?}");
+        }
+        task.is(Status::RUNNING)?;
+        hang.end();
+        until("what was given up to end", || {
+            Ok((processes() <= before).then_some(()))
+        })?;
+        task.end()
     }
 );

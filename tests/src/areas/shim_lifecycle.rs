@@ -1,11 +1,16 @@
 //! The shim's Task service: what each call does in each state of a task.
 
+use std::os::unix::fs::PermissionsExt;
+
 use anyhow::{Context, ensure};
 use serde_json::json;
 
 use crate::host::{mounts, process};
 use crate::registry::Result;
-use crate::shim::{Code, Containerd, Exited, Pending, Process, Refusal, Status, Streams, api, mount};
+use crate::shim::{
+    Code, Containerd, Exited, OPTIONS_URL, Pending, Process, Refusal, Status, Streams, any_message, api,
+    mount,
+};
 use crate::test;
 use crate::wait::until;
 
@@ -494,5 +499,36 @@ test!(
         let left = mounts::under(&bundle.directory)?;
         ensure!(left.is_empty(), "still mounted: {left:?}");
         Ok(())
+    }
+);
+
+test!(
+    fn a_foreign_runtime_starts_with_sigpipe_as_programs_expect_it(t: &Test) -> Result {
+        if !t.shim_is_ours() {
+            return t.skip("a Go program ignores no SIGPIPE");
+        }
+        let containerd = Containerd::new(t)?;
+        let bundle = containerd.bundle().sleeper();
+        let shim = containerd.start(&bundle)?;
+        let (program, said) = (t.path("runtime"), t.path("said"));
+        let script = format!(
+            "#!/bin/sh\ngrep SigIgn /proc/$$/status > {}\nexit 1\n",
+            said.display()
+        );
+        std::fs::write(&program, script)?;
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+        let mut request = shim.create_request(&bundle, &Streams::default())?;
+        let mut options = shim.options();
+        options.binary_name = program.to_string_lossy().into_owned();
+        request.options = Some(any_message(OPTIONS_URL, &options)?).into();
+        ensure!(
+            shim.call::<api::CreateTaskResponse>("Create", &request).is_err(),
+            "created"
+        );
+        let said = std::fs::read_to_string(said)?;
+        let ignored = said.trim().rsplit('\t').next().unwrap_or_default();
+        let ignored = u64::from_str_radix(ignored, 16)?;
+        ensure!(ignored & 1 << (libc::SIGPIPE - 1) == 0, "{said}");
+        shim.ends()
     }
 );

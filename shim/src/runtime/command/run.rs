@@ -95,6 +95,8 @@ impl Command {
                 let own = Identified::of(getpid()).context("this process is not in /proc")?;
                 Maker { process: own }.save(bundle)?;
             }
+            // Not all runtimes see to it that their containers begin with the default.
+            process::default_sigpipe();
             let program = CString::new(self.program.as_os_str().as_bytes())?;
             let environment = environment();
             let Err(errno) = execvpe(&program, &arguments, &environment);

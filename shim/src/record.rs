@@ -142,6 +142,12 @@ impl Maker {
         load(&bundle.join(Self::NAME))
     }
 
+    /// It has ended by itself, and undone what it could not finish.
+    pub(crate) fn ended(bundle: &Path) {
+        // What is not there needs no removing.
+        let _ = std::fs::remove_file(bundle.join(Self::NAME));
+    }
+
     /// Kills it and what is left of its session.
     pub(crate) fn kill(&self) {
         self.process.kill();

@@ -23,8 +23,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr};
 use nix::sys::stat::{Mode, umask};
 use rtc_runtime::sys::Named;
-
-use crate::sha256;
+use sha2::{Digest, Sha256};
 
 /// Where containerd has the sockets of shims (its `defaults.DefaultStateDir`), where it names no other directory.
 pub(crate) const DIRECTORY: &str = "/run/containerd/s";
@@ -52,7 +51,11 @@ pub(crate) fn path(directory: &Path, containerd: &str, namespace: &str, group: &
         .join(group)
         .components()
         .collect();
-    directory.join(sha256::hex(name.as_os_str().as_encoded_bytes()))
+    directory.join(sha256(name.as_os_str().as_encoded_bytes()))
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(bytes))
 }
 
 /// How containerd is told of it.
@@ -162,11 +165,11 @@ mod tests {
             "k8s.io",
             "web",
         );
-        let name = sha256::hex(b"/run/containerd/containerd.sock/k8s.io/web");
+        let name = sha256(b"/run/containerd/containerd.sock/k8s.io/web");
         assert_eq!(url(&socket), format!("unix:///run/containerd/s/{name}"));
         // Without an address of containerd.
         let socket = path(Path::new("/s"), "", "n", "g");
-        assert_eq!(socket, Path::new("/s").join(sha256::hex(b"n/g")));
+        assert_eq!(socket, Path::new("/s").join(sha256(b"n/g")));
     }
 
     #[test]

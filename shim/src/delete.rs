@@ -189,8 +189,9 @@ fn remove(left: &Left) -> Result<()> {
     if let Some(made) = &record.made {
         made.init.kill();
     }
-    let unfinished = record.binary.is_some() && record.made.is_none();
-    if unfinished && let Some(maker) = record::Maker::load(bundle)? {
+    // One that was at work when the shim died; only then has it left no word of what it made.
+    let maker = record::Maker::load(bundle)?;
+    if let Some(maker) = &maker {
         maker.kill();
     }
     let deleted = match &record.binary {
@@ -203,7 +204,10 @@ fn remove(left: &Left) -> Result<()> {
         made.cgroup.kill()?;
         made.cgroup.remove(Instant::now() + COMMAND_DEADLINE)?;
     }
-    if unfinished && let Some(cgroup) = planned_cgroup(bundle, &record.id)? {
+    if maker.is_some()
+        && record.made.is_none()
+        && let Some(cgroup) = planned_cgroup(bundle, &record.id)?
+    {
         cgroup.kill()?;
         cgroup.remove(Instant::now() + COMMAND_DEADLINE)?;
     }

@@ -42,7 +42,6 @@ mod rootfs;
 mod runtime;
 mod sandbox;
 mod server;
-mod sha256;
 mod shim;
 mod signals;
 mod start;

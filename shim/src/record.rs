@@ -142,6 +142,12 @@ impl Maker {
         load(&bundle.join(Self::NAME))
     }
 
+    /// It has ended by itself, and undone what it could not finish.
+    pub(crate) fn ended(bundle: &Path) {
+        // What is not there needs no removing.
+        let _ = std::fs::remove_file(bundle.join(Self::NAME));
+    }
+
     /// Kills it and what is left of its session.
     pub(crate) fn kill(&self) {
         self.process.kill();
@@ -179,6 +185,14 @@ impl Container {
     /// Leaves it in a bundle.
     pub(crate) fn save(&self, bundle: &Path) -> Result<()> {
         save(&bundle.join(Self::NAME), self)
+    }
+
+    /// Takes it back: the container of the id is another's, for `delete` not to touch.
+    pub(crate) fn take_back(bundle: &Path) {
+        // One that stays says only too much.
+        if let Err(error) = std::fs::remove_file(bundle.join(Self::NAME)) {
+            log::warn(format_args!("take back the record in {bundle:?}: {error}"));
+        }
     }
 
     /// Adds what a foreign runtime made, and gives back the cgroup. The container is there already: where this can't be

@@ -84,6 +84,19 @@ pub fn next_length(socket: impl AsFd) -> Result<usize> {
     nix::sys::socket::recv(socket.as_fd().as_raw_fd(), &mut [], flags).call(|| "recv(MSG_PEEK)".into())
 }
 
+/// How many bytes of a pipe or FIFO nobody has read yet (`FIONREAD`, pipe(7)).
+///
+/// # Errors
+///
+/// As ioctl(2).
+pub fn unread(pipe: impl AsFd) -> Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the kernel stores an int there, which outlives the call.
+    let returned = unsafe { libc::ioctl(pipe.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut count) };
+    checked(returned.into(), || "ioctl(FIONREAD)".into())?;
+    Ok(usize::try_from(count).unwrap_or_default())
+}
+
 /// As [`receive`], with flags of recvmsg(2).
 pub fn receive_with(
     socket: impl AsFd,

@@ -14,11 +14,13 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{Gid, Uid, fchown};
-use rtc_runtime::sys::{Errno, Named as _};
+use rtc_runtime::sys::{Errno, Named as _, fd};
+use tokio::time::Instant;
 
 use crate::error::{Error, Kind, Result};
 
@@ -108,6 +110,29 @@ impl Fifo {
     /// The descriptor that keeps both sides from seeing an end.
     pub(crate) fn into_hold(self) -> OwnedFd {
         self.both
+    }
+}
+
+/// The first pause between two looks at a FIFO; each is twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+/// A reader that takes nothing for so long is not there.
+const SILENCE: Duration = Duration::from_millis(200);
+
+/// Waits until everything in a FIFO was read, its reader takes nothing, or the deadline has passed. containerd's clients
+/// close their end when they delete a process, whatever is still in it: so its exit is told only after this. The kernel
+/// does not say when a pipe becomes empty.
+pub(crate) async fn emptied(fifo: OwnedFd, deadline: Instant) {
+    let (mut pause, mut last, mut progress) = (FIRST_PAUSE, usize::MAX, Instant::now());
+    while let Ok(unread @ 1..) = fd::unread(&fifo) {
+        let now = Instant::now();
+        if unread != last {
+            (last, progress) = (unread, now);
+        }
+        if now >= deadline || now - progress >= SILENCE {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(SILENCE / 8);
     }
 }
 

@@ -145,7 +145,8 @@ impl Logger {
             self.child.ended(deadline).await;
             return;
         };
-        let milliseconds = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
+        // Rounded up: it never gives up before the deadline.
+        let milliseconds = u32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u32::MAX);
         if let Err(error) = control.order(Order::Finish(milliseconds), None)
             && self.child.exit().is_none()
         {

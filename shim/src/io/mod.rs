@@ -42,7 +42,7 @@ use tokio::io::Interest;
 use tokio::time::Instant;
 
 use self::copy::{Copy, copy, stream};
-use self::fifo::{Fifo, failed, own};
+use self::fifo::{Fifo, emptied, failed, own};
 use self::logger::{Inlets, Logger};
 use self::stdin::Stdin;
 use self::target::Target;
@@ -125,7 +125,12 @@ impl Io {
             }
             _ if request.terminal => {
                 if let Target::Fifo(path) = &stdout {
-                    state.for_terminal.1 = Some(Fifo::open("stdout", path)?.into_hold());
+                    let fifo = Fifo::open("stdout", path)?;
+                    // To see whether its reader has everything, see `drain`; it keeps no reader from its end.
+                    state
+                        .holds
+                        .push(fifo.reopen(OFlag::O_RDONLY | OFlag::O_NONBLOCK)?);
+                    state.for_terminal.1 = Some(fifo.into_hold());
                 }
                 Inlets {
                     stdout: null(OFlag::O_RDWR)?,
@@ -201,24 +206,28 @@ impl Io {
         }
     }
 
-    /// After the process' end: returns when all of its output was passed on, or patience is over. Output that goes to a
-    /// FIFO is there already. Its readers then see the end.
+    /// After the process' end: returns when all of its output was passed on, or patience is over. Readers of FIFOs then see
+    /// the end.
     pub(crate) async fn drain(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
-        let (copies, terminal, logger) = {
-            let state = self.state();
+        let (copies, terminal, logger, holds) = {
+            let mut state = self.state();
             let copies: Vec<_> = state.copies.iter().map(|copy| copy.drained(deadline)).collect();
             let terminal = state
                 .terminal
                 .as_ref()
                 .and_then(|terminal| terminal.drained(deadline));
-            (copies, terminal, state.logger.clone())
+            let holds = std::mem::take(&mut state.holds);
+            (copies, terminal, state.logger.clone(), holds)
         };
         for copy in copies {
             copy.await;
         }
         if let Some(terminal) = terminal {
             terminal.await;
+        }
+        for hold in holds {
+            emptied(hold, deadline).await;
         }
         self.end();
         if let Some(logger) = logger {
@@ -231,7 +240,6 @@ impl Io {
     /// printed has found its reader; a logger behind it sees its end.
     fn end(&self) {
         let mut state = self.state();
-        state.holds = Vec::new();
         state.stdin = None;
         state.stdin_pipe = None;
         state.stdin_copy = None;

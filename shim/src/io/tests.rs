@@ -179,6 +179,41 @@ fn a_process_writes_to_the_fifo_itself_and_the_reader_sees_the_end_after_close()
 }
 
 #[test]
+fn the_exit_waits_for_a_reader_that_reads_and_not_for_one_that_is_not_there() {
+    run(async {
+        let dir = Dir::new();
+        let request = Request {
+            stdout: dir.fifo("out"),
+            ..Request::default()
+        };
+        let (io, ends) = opened(&request).await;
+        let out = reader(&request.stdout);
+        write(&ends.stdout, b"the last words");
+        drop(ends);
+        let began = std::time::Instant::now();
+        let reading = async {
+            sleep(Duration::from_millis(50)).await;
+            assert_eq!(read(&out).unwrap(), b"the last words");
+            std::time::Instant::now()
+        };
+        let (read_at, ()) = tokio::join!(reading, async {
+            io.drain(LONG).await;
+            assert!(
+                began.elapsed() >= Duration::from_millis(50),
+                "not before it was read"
+            );
+        });
+        assert!(read_at.elapsed() < LONG / 2);
+
+        let (io, ends) = opened(&request).await;
+        write(&ends.stdout, b"for nobody");
+        let began = std::time::Instant::now();
+        io.drain(LONG).await;
+        assert!(began.elapsed() < LONG / 2, "silence is not waited for");
+    });
+}
+
+#[test]
 fn what_a_child_left_behind_holds_stays_open_for_the_reader() {
     run(async {
         let dir = Dir::new();

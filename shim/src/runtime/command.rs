@@ -117,6 +117,9 @@ impl Command {
                 })
             }
             Err(error) => {
+                if error.kind == Kind::AlreadyExists {
+                    record::Container::take_back(&bundle);
+                }
                 if error.kind == Kind::DeadlineExceeded
                     && let Err(error) = self.say("delete", &["--force".into()], &id, SLOW).await
                 {
@@ -140,7 +143,8 @@ impl Command {
 
     /// `create`, or `restore` where it is to be made from a checkpoint: its processes run on then.
     async fn make_init(&self, wanted: Create) -> Result<(Child, Option<OwnedFd>, Cgroup)> {
-        let makes = Some(wanted.bundle.clone());
+        let bundle = wanted.bundle.clone();
+        let makes = Some(bundle.clone());
         let mut arguments: Vec<OsString> = vec!["--bundle".into(), wanted.bundle.into()];
         let verb = match &wanted.checkpoint {
             None => "create",
@@ -165,7 +169,9 @@ impl Command {
             patience: if verb == "create" { SLOW } else { CHECKPOINT },
             makes,
         };
-        let (init, master) = self.make_process(invocation, &wanted.id, wanted.terminal).await?;
+        let made = self.make_process(invocation, &wanted.id, wanted.terminal).await;
+        record::Maker::ended(&bundle);
+        let (init, master) = made?;
         let cgroup = cgroup_of(init.pid);
         match cgroup {
             Ok(cgroup) => {

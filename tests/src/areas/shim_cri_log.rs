@@ -1,5 +1,4 @@
-//! `cri://`: the log of a container as the kubelet reads it (CRI's `docs` on logging: `TIMESTAMP STREAM TAG TEXT`), and
-//! `rtc.shim.v1`: ReopenLog, Attach, ExecSync.
+//! `cri://`: the log of a container as the kubelet reads it (CRI's `docs` on logging: `TIMESTAMP STREAM TAG TEXT`).
 
 use std::fs;
 use std::path::Path;
@@ -8,13 +7,10 @@ use anyhow::{Context, ensure};
 use serde_json::json;
 
 use crate::registry::Result;
-use crate::shim::{
-    Code, Containerd, Field, Process, Reader, Refusal, Refused, Streams, by_hand, fields, fifo,
-};
+use crate::shim::extension::{attach, reopen_log};
+use crate::shim::{Code, Containerd, Process, Reader, Refusal, Refused, Streams, fifo};
 use crate::test;
 use crate::wait::until;
-
-const SERVICE: &str = "rtc.shim.v1.Shim";
 
 /// One line: stream, tag and text.
 #[derive(Debug, PartialEq, Eq)]
@@ -78,13 +74,6 @@ fn logged<'t>(containerd: &Containerd<'t>, path: &Path, query: &str, script: &st
     let task = containerd.start(&bundle)?.create(&bundle, uri(path, query))?;
     task.start()?;
     Ok(task)
-}
-
-/// A call of `rtc.shim.v1`.
-fn call(task: &Process<'_>, method: &str, message: &[Field]) -> Result<Vec<u8>> {
-    let mut connection = task.shim.connection()?;
-    let stream = connection.send(SERVICE, method, by_hand(message))?;
-    connection.receive(stream)
 }
 
 test!(
@@ -190,7 +179,7 @@ test!(
         for number in 0..20 {
             let old = path.with_extension(number.to_string());
             fs::rename(&path, &old)?;
-            match call(&task, "ReopenLog", &[Field::text(1, &task.id)]) {
+            match reopen_log(&task) {
                 Ok(_) => files.push(old),
                 Err(error) => {
                     // The container has ended in the meantime.
@@ -332,24 +321,6 @@ test!(
 );
 
 test!(
-    fn info_of_the_shims_own_protocol_names_version_and_abilities(t: &Test) -> Result {
-        let containerd = Containerd::new(t)?;
-        let task = containerd.run(&containerd.bundle().sleeper())?;
-        let answer = call(&task, "Info", &[])?;
-        let found = fields(&answer).context("no message")?;
-        ensure!(found.contains(&Field::Number(1, 1)), "{found:?}");
-        for ability in ["reopen-log", "attach", "exec-sync"] {
-            ensure!(found.contains(&Field::text(3, ability)), "{ability}: {found:?}");
-        }
-        ensure!(
-            found.contains(&Field::Number(4, u64::from(task.shim.pid().unsigned_abs()))),
-            "{found:?}"
-        );
-        Ok(())
-    }
-);
-
-test!(
     fn attach_gives_a_copy_of_the_output_and_never_holds_up_the_log(t: &Test) -> Result {
         let containerd = Containerd::new(t)?;
         let path = t.path("log");
@@ -362,12 +333,8 @@ test!(
         let (reads, idle) = (fifo(t, "attached")?, fifo(t, "idle")?);
         let reader = Reader::new(&reads)?;
         let _unread = fs::File::options().read(true).write(true).open(&idle)?;
-        let attach = |path: &Path| {
-            let message = [Field::text(1, &task.id), Field::text(2, &path.to_string_lossy())];
-            call(&task, "Attach", &message)
-        };
-        attach(&reads)?;
-        attach(&idle)?;
+        attach(&task, &reads, None)?;
+        attach(&task, &idle, None)?;
         let seen = reader.wait_for("\n")?;
         ensure!(seen.starts_with("line "), "{seen:?}");
         let before = read(&path)?.len();
@@ -379,134 +346,5 @@ test!(
         reader.to_end()?;
         task.delete()?;
         Ok(())
-    }
-);
-
-test!(
-    fn reopen_and_attach_need_a_log_of_ours_and_a_known_container(t: &Test) -> Result {
-        let containerd = Containerd::new(t)?;
-        let task = containerd.run(&containerd.bundle().sleeper())?;
-        call(&task, "ReopenLog", &[Field::text(1, "nobody")]).refused(Code::NOT_FOUND)?;
-        call(&task, "ReopenLog", &[Field::text(1, &task.id)]).refused(Code::FAILED_PRECONDITION)?;
-        let path = fifo(t, "attached")?;
-        let message = [Field::text(1, &task.id), Field::text(2, &path.to_string_lossy())];
-        call(&task, "Attach", &message).refused(Code::FAILED_PRECONDITION)?;
-        task.end()
-    }
-);
-
-/// What an ExecSync gave: both outputs, code, and whether its time was over.
-#[derive(Debug, Default)]
-struct Synced {
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
-    code: Option<u64>,
-    timed_out: bool,
-}
-
-fn exec_sync(task: &Process<'_>, script: &str, timeout: u64, drain: u64) -> Result<Synced> {
-    let mut process = task.spec.clone();
-    process["args"] = json!(["sh", "-c", script]);
-    let message = by_hand(&[
-        Field::text(1, &task.id),
-        Field::text(2, &process.to_string()),
-        Field::Number(3, timeout),
-        Field::Number(4, drain),
-    ]);
-    let mut synced = Synced::default();
-    task.shim
-        .connection()?
-        .stream(SERVICE, "ExecSync", message, |body| {
-            for field in fields(&body).context("no message")? {
-                match field {
-                    Field::Bytes(1, bytes) => synced.stdout.extend(bytes),
-                    Field::Bytes(2, bytes) => synced.stderr.extend(bytes),
-                    Field::Bytes(3, exit) => {
-                        synced.code = Some(0);
-                        for field in fields(&exit).context("no exit")? {
-                            match field {
-                                Field::Number(1, code) => synced.code = Some(code),
-                                Field::Number(2, timed_out) => synced.timed_out = timed_out == 1,
-                                other => anyhow::bail!("{other:?}"),
-                            }
-                        }
-                    }
-                    other => anyhow::bail!("{other:?}"),
-                }
-            }
-            Ok(synced.code.is_none())
-        })?;
-    Ok(synced)
-}
-
-test!(
-    fn exec_sync_gives_output_and_exit_code_in_one_round_trip(t: &Test) -> Result {
-        let containerd = Containerd::new(t)?;
-        let task = containerd.run(&containerd.bundle().sleeper())?;
-        let synced = exec_sync(&task, "echo out; echo err >&2; read x && exit 9; exit 3", 0, 1000)?;
-        ensure!(
-            synced.stdout == b"out\n" && synced.stderr == b"err\n",
-            "{synced:?}"
-        );
-        ensure!(synced.code == Some(3) && !synced.timed_out, "{synced:?}");
-        let big = exec_sync(&task, "seq 1 200000", 0, 1000)?;
-        ensure!(
-            big.code == Some(0) && big.stdout.ends_with(b"\n200000\n"),
-            "{} bytes",
-            big.stdout.len()
-        );
-        let killed = exec_sync(&task, "kill -KILL $$", 0, 1000)?;
-        ensure!(killed.code == Some(137), "{killed:?}");
-        // No events, no exec that stays.
-        task.end()?;
-        containerd
-            .events
-            .are(&task.id, &["create", "start", "exit 137", "delete"])
-    }
-);
-
-test!(
-    fn an_exec_sync_whose_time_is_over_is_killed_with_all_it_started(t: &Test) -> Result {
-        let containerd = Containerd::new(t)?;
-        let task = containerd.run(&containerd.bundle().sleeper())?;
-        let before = task.pids()?.len();
-        let synced = exec_sync(&task, "echo out; sleep 1000000 & sleep 1000000", 500, 100)?;
-        ensure!(synced.timed_out && synced.stdout == b"out\n", "{synced:?}");
-        until("nothing of it to be left", || {
-            Ok((task.pids()?.len() == before).then_some(()))
-        })?;
-        task.end()
-    }
-);
-
-test!(
-    fn what_an_exec_sync_leaves_in_the_background_lives_on_and_is_not_waited_for(t: &Test) -> Result {
-        let containerd = Containerd::new(t)?;
-        let task = containerd.run(&containerd.bundle().sleeper())?;
-        let synced = exec_sync(&task, "sleep 1000000 & echo out", 0, 100)?;
-        ensure!(
-            synced.code == Some(0) && synced.stdout == b"out\n" && !synced.timed_out,
-            "{synced:?}"
-        );
-        ensure!(task.pids()?.len() == 2, "{:?}", task.pids()?);
-        task.end()
-    }
-);
-
-test!(
-    fn an_exec_sync_whose_client_goes_is_killed(t: &Test) -> Result {
-        let containerd = Containerd::new(t)?;
-        let task = containerd.run(&containerd.bundle().sleeper())?;
-        let before = task.pids()?.len();
-        let mut process = task.spec.clone();
-        process["args"] = json!(["sh", "-c", "while sleep 0.01; do echo more; done"]);
-        let message = by_hand(&[Field::text(1, &task.id), Field::text(2, &process.to_string())]);
-        let mut connection = task.shim.connection()?;
-        connection.stream(SERVICE, "ExecSync", message, |_| Ok(false))?;
-        drop(connection);
-        until("nothing of it to be left", || {
-            Ok((task.pids()?.len() == before).then_some(()))
-        })?;
-        task.end()
     }
 );

@@ -12,7 +12,8 @@ use crate::fuse::{Freezable, Hanging};
 use crate::gate::Gate;
 use crate::host::process;
 use crate::registry::Result;
-use crate::shim::{Code, Containerd, Field, Process, Refusal, Shim, Status, Streams, api, by_hand};
+use crate::shim::extension::Executing;
+use crate::shim::{Code, Containerd, Process, Refusal, Shim, Status, Streams, api};
 use crate::test;
 use crate::test::{Skip, Test};
 use crate::wait::until;
@@ -453,21 +454,10 @@ test!(
         let processes = || process::descendants(task.shim.pid()).len();
         let before = processes();
         for _ in 0..3 {
-            let request = by_hand(&[
-                Field::text(1, &task.id),
-                Field::text(2, &process.to_string()),
-                Field::Number(3, 300),
-            ]);
-            let mut connection = task.shim.connection()?;
-            let mut last = Vec::new();
-            in_bounded_time("ExecSync", || {
-                connection.stream("rtc.shim.v1.Shim", "ExecSync", request, |message| {
-                    last = message;
-                    Ok(true)
-                })
+            let done = in_bounded_time("ExecSync", || {
+                Executing::begin_process(&task, &process, 300)?.finish()
             })??;
-            // ExecSyncExit: killed, and because its time was over.
-            ensure!(last == [0x1a, 5, 8, 0x89, 1, 16, 1], "{last:?}");
+            ensure!(done.exit == Some((137, true)), "{done:?}");
         }
         task.is(Status::RUNNING)?;
         hang.end();

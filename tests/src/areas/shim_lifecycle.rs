@@ -532,3 +532,31 @@ test!(
         shim.ends()
     }
 );
+
+test!(
+    fn a_foreign_container_whose_id_was_taken_is_not_deleted_after_a_failed_create(t: &Test) -> Result {
+        if !t.shim_is_ours() {
+            return t.skip("the Go shim calls the runtime's delete");
+        }
+        let containerd = Containerd::new(t)?;
+        let bundle = containerd.bundle().sleeper();
+        let shim = containerd.start(&bundle)?;
+        let (program, said) = (t.path("runtime"), t.path("said"));
+        // As runc: its words go to the file of --log.
+        let error = json!({"level": "error", "msg": "container with given ID already exists"});
+        let said_by = said.display();
+        let script = format!("#!/bin/sh\necho \"$@\" >> {said_by}\necho '{error}' > \"$4\"\nexit 1\n");
+        std::fs::write(&program, script)?;
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+        let mut request = shim.create_request(&bundle, &Streams::default())?;
+        let mut options = shim.options();
+        options.binary_name = program.to_string_lossy().into_owned();
+        request.options = Some(any_message(OPTIONS_URL, &options)?).into();
+        shim.call::<api::CreateTaskResponse>("Create", &request)
+            .refused_exactly(Code::ALREADY_EXISTS)?;
+        containerd.delete_dead(&bundle)?;
+        let said = std::fs::read_to_string(said)?;
+        ensure!(said.contains(" create ") && !said.contains(" delete "), "{said}");
+        Ok(())
+    }
+);

@@ -21,6 +21,7 @@
 
 mod containerd;
 mod events;
+pub(crate) mod extension;
 mod message;
 mod process;
 pub(crate) mod sandbox;
@@ -30,7 +31,7 @@ mod ttrpc;
 pub(crate) use containerd::{Containerd, Shim, run};
 pub(crate) use containerd_shim_protos::api;
 pub(crate) use events::{Events, envelope_message};
-pub(crate) use message::{Field, OPTIONS_URL, any_message, by_hand, bytes, fields, mount, process_count};
+pub(crate) use message::{OPTIONS_URL, any_message, bytes, mount, process_count};
 pub(crate) use process::{Exited, Pending, Process, Status};
 pub(crate) use streams::{Reader, Streams, fifo};
 pub(crate) use ttrpc::{Code, Connection, REQUEST, Refusal, Refused, frame};

@@ -1,14 +1,15 @@
 //! containerd's Sandbox service, and a pod as CRI describes it.
 
-use std::path::Path;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_api::*;
+use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::{Containerd, Field, Pending, Process, Shim, Streams, by_hand};
+use super::message::{Field, by_hand};
+use super::process::Pending;
+use super::{Containerd, Process, Shim, Streams};
 use crate::bundle::Bundle;
 
 const SERVICE: &str = "containerd.runtime.sandbox.v1.Sandbox";
@@ -39,39 +40,41 @@ pub(crate) struct Pod {
 
 impl Pod {
     fn options(&self) -> Any {
-        let ids = || [Field::Number(1, self.users), Field::Number(3, 65536)];
+        let ids = |number| {
+            let all = [Field::Number(1, self.users), Field::Number(3, 65536)];
+            Field::message(number, &all)
+        };
         let mut namespaces = vec![
             Field::Number(1, self.network),
             Field::Number(2, self.pid),
             Field::Number(3, self.ipc),
         ];
         if self.users != 0 {
-            let users = [Field::message(2, &ids()), Field::message(3, &ids())];
-            namespaces.push(Field::message(5, &users));
+            namespaces.push(Field::message(5, &[ids(2), ids(3)]));
         }
-        let security = [Field::message(1, &namespaces)];
-        let mut linux = vec![Field::text(1, &self.cgroup_parent), Field::message(2, &security)];
+        let mut linux = vec![
+            Field::text(1, &self.cgroup_parent),
+            Field::message(2, &[Field::message(1, &namespaces)]),
+        ];
         if let Some((name, value)) = self.sysctl {
             linux.push(Field::message(3, &[Field::text(1, name), Field::text(2, value)]));
         }
-        let pod = [
-            Field::message(
-                1,
-                &[
-                    Field::text(1, "pod"),
-                    Field::text(2, "uid"),
-                    Field::text(3, "default"),
-                ],
-            ),
+        let metadata = [
+            Field::text(1, "pod"),
+            Field::text(2, "uid"),
+            Field::text(3, "default"),
+        ];
+        let pod = by_hand(&[
+            Field::message(1, &metadata),
             Field::text(2, self.hostname),
             Field::message(4, &[Field::text(1, "10.9.8.7"), Field::text(2, "pod.test")]),
-            // A label, which nobody here reads.
+            // Labels, which nobody here reads.
             Field::message(6, &[Field::text(1, "app"), Field::text(2, "web")]),
             Field::message(8, &linux),
-        ];
+        ]);
         Any {
             type_url: "runtime.v1.PodSandboxConfig".to_owned(),
-            value: by_hand(&pod),
+            value: pod,
             ..Any::default()
         }
     }
@@ -93,7 +96,7 @@ impl<'t> Sandbox<'t> {
         let bundle = containerd.bundle();
         let shim = containerd.start(&bundle)?;
         if !shim.t.shim_is_ours() {
-            shim.t.skip("needs a Sandbox service")?;
+            shim.t.skip("containerd's own shim makes no pods")?;
         }
         let sandbox = Self { shim, bundle, pid: 0 };
         let _: CreateSandboxResponse =
@@ -160,6 +163,17 @@ impl<'t> Sandbox<'t> {
         self.call("SandboxStatus", &request)
     }
 
+    /// StopSandbox.
+    pub(crate) fn stop(&self) -> Result<()> {
+        let request = StopSandboxRequest {
+            sandbox_id: self.bundle.id.clone(),
+            timeout_secs: 10,
+            ..StopSandboxRequest::default()
+        };
+        let _: StopSandboxResponse = self.call("StopSandbox", &request)?;
+        Ok(())
+    }
+
     /// Sends WaitSandbox on a connection of its own.
     pub(crate) fn begin_wait(&self) -> Result<Pending<WaitSandboxResponse>> {
         let request = WaitSandboxRequest {
@@ -203,11 +217,10 @@ impl<'t> Sandbox<'t> {
         task.start()?;
         Ok(task)
     }
-}
 
-/// The namespace of a process, as `net:[4026531833]`.
-pub(crate) fn namespace_of(pid: i32, name: &str) -> Result<String> {
-    let path = format!("/proc/{pid}/ns/{name}");
-    let link = std::fs::read_link(Path::new(&path)).with_context(|| path.clone())?;
-    Ok(link.to_string_lossy().into_owned())
+    /// SIGKILL for the shim.
+    pub(crate) fn kill_shim(&self) -> Result<()> {
+        self.shim.signal(Signal::SIGKILL)?;
+        self.shim.gone()
+    }
 }

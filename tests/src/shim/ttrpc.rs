@@ -153,14 +153,8 @@ impl Connection {
         Ok(stream)
     }
 
-    /// Calls a method whose answer is a stream of messages; `each` gets them, and says whether it wants more.
-    pub(crate) fn stream(
-        &mut self,
-        service: &str,
-        method: &str,
-        payload: Vec<u8>,
-        mut each: impl FnMut(Vec<u8>) -> Result<bool>,
-    ) -> Result<()> {
+    /// Calls a method whose answer is a stream of messages, to be had by [`Connection::next_message`].
+    pub(crate) fn open_stream(&mut self, service: &str, method: &str, payload: Vec<u8>) -> Result<u32> {
         let mut request = proto::Request::new();
         request.service = service.to_owned();
         request.method = method.to_owned();
@@ -170,6 +164,12 @@ impl Connection {
         let mut bytes = frame(stream, REQUEST, &request.write_to_bytes()?);
         bytes[HEADER - 1] = REMOTE_CLOSED;
         self.send_raw(&bytes)?;
+        Ok(stream)
+    }
+
+    /// Waits for the next message of a stream: `None` at its end, or a [`Refused`]. Nothing else is asked on this
+    /// connection meanwhile.
+    pub(crate) fn next_message(&mut self, stream: u32) -> Result<Option<Vec<u8>>> {
         loop {
             let mut header = [0; HEADER];
             self.stream
@@ -181,14 +181,14 @@ impl Connection {
             let (kind, flags) = (header[HEADER - 2], header[HEADER - 1]);
             if kind == RESPONSE {
                 self.early.insert(stream, body);
-                return self.receive(stream).map(drop);
+                return self.receive(stream).map(|_| None);
             }
             ensure!(kind == DATA, "frame of type {kind}");
-            if flags & NO_DATA == 0 && !each(body)? {
-                return Ok(());
+            if flags & NO_DATA == 0 {
+                return Ok(Some(body));
             }
             if flags & REMOTE_CLOSED != 0 {
-                return Ok(());
+                return Ok(None);
             }
         }
     }

@@ -208,7 +208,9 @@ fn remove(left: &Left) -> Result<()> {
         && record.made.is_none()
         && let Some(cgroup) = planned_cgroup(bundle, &record.id)?
     {
-        cgroup.kill()?;
+        if cgroup.exists() {
+            cgroup.kill()?;
+        }
         cgroup.remove(Instant::now() + COMMAND_DEADLINE)?;
     }
     deleted
@@ -226,7 +228,9 @@ fn planned_cgroup(bundle: &Path, id: &str) -> Result<Option<Cgroup>> {
         return Ok(None);
     };
     let cgroup = Cgroup::place(Some(Path::new(path)), id, &Layout::detect()?, Driver::Cgroupfs)?;
-    Ok(cgroup.exists().then_some(cgroup))
+    // It may have been made in some of the trees of v1 only.
+    let begun = cgroup.paths().any(|(_, path)| path.exists());
+    Ok(begun.then_some(cgroup))
 }
 
 /// The container of this bundle. One of another bundle that has the id is why this one was not created.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use containerd_shim_protos::shim::oci::CheckpointOptions;
 use nix::unistd::{Pid, getpid, getppid};
 use oci_spec::runtime::{LinuxResources, Spec};
@@ -90,7 +90,13 @@ impl Command {
     }
 
     pub(super) async fn create(&self, wanted: Create) -> Result<Created> {
+        let shim = getpid();
         let preparing = worker::start(None, &[], |_| {
+            // What it mounts after the shim's death nobody would unmount: `delete` comes right then.
+            process::set_parent_death_signal(nix::libc::SIGKILL)?;
+            if getppid() != shim {
+                bail!("the shim has died");
+            }
             self.record(&wanted.id, getppid()).save(&wanted.bundle)?;
             if let Some(pod) = &wanted.pod {
                 pod.rewrite(&wanted.bundle)?;

@@ -62,7 +62,10 @@ impl<'t> Prepared<'t> {
 
     /// The shim is killed; containerd notices, and cleans up.
     fn crash(&self) -> Result {
+        // As for containerd, the end of the connection is the sign.
+        let mut connection = self.shim.connection()?;
         self.shim.signal(Signal::SIGKILL)?;
+        connection.closed();
         let deleted = self.containerd.delete_dead(&self.bundle)?;
         ensure!(deleted.exit_status == 137, "exit status {}", deleted.exit_status);
         self.shim.gone()?;

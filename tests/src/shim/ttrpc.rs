@@ -224,6 +224,11 @@ impl Connection {
         }
     }
 
+    /// Waits until the server hangs up.
+    pub(crate) fn closed(&mut self) {
+        while read_frame(&mut self.stream).is_ok_and(|frame| frame.is_some()) {}
+    }
+
     /// Sends a request and waits for its answer.
     pub(crate) fn call<A: Message>(
         &mut self,

@@ -296,8 +296,13 @@ fn end(bundle: &Path, shim: Identified) {
                 shim.pid
             ));
             shim.kill();
-            return;
+            break;
         }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Its socket is removed only when it is gone.
+    let killed = Instant::now();
+    while shim.is_alive() && killed.elapsed() < SHIM_DEADLINE {
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -232,7 +232,7 @@ pub(crate) fn check_name(field: &str, value: &str) -> Result<()> {
 }
 
 /// The group of a bundle's container, by its annotations. Who has no config.json (a sandbox) has none.
-fn group(bundle: &Path) -> Result<Option<String>> {
+pub(crate) fn group(bundle: &Path) -> Result<Option<String>> {
     #[derive(serde::Deserialize)]
     struct Annotated {
         #[serde(default)]

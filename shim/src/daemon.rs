@@ -109,14 +109,14 @@ fn run(
 ) -> ! {
     log::init(&identity.namespace, &identity.id, identity.debug);
     let kept = [listener.as_raw_fd(), channel.as_raw_fd()];
-    if let Err(error) = settle(&identity, placement, oom_score, kept) {
-        let _ = channel.write_all(format!("{error:#}").as_bytes());
-        process::exit(1);
-    }
-    if channel.write_all(b"r").is_err() {
-        process::exit(1);
-    }
     let socket = identity.socket.clone();
+    let settled = settle(&identity, placement, oom_score, kept);
+    let answer = settled.map_or_else(|error| format!("{error:#}"), |()| "r".to_owned());
+    if channel.write_all(answer.as_bytes()).is_err() || answer != "r" {
+        // `start`, which removes the socket otherwise, may be dead.
+        let _ = std::fs::remove_file(socket);
+        process::exit(1);
+    }
     // Where panics unwind, they must not run into the frames of `start`; they were logged.
     let served = catch_unwind(AssertUnwindSafe(|| server::serve(listener, channel, identity)));
     if let Ok(Err(error)) = &served {

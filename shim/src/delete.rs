@@ -30,7 +30,7 @@ use rtc_runtime::sys::Errno;
 
 use crate::address;
 use crate::arguments::Flags;
-use crate::bootstrap::check_name;
+use crate::bootstrap::{check_name, group};
 use crate::record::{self, Identified};
 use crate::{info, pod, rootfs};
 
@@ -93,8 +93,19 @@ pub(crate) fn delete(flags: &Flags) -> Result<()> {
         if !shim.process.is_alive() {
             warned(remove_socket(&shim.socket));
         }
+    } else {
+        // Of a start that was killed before it could leave its record.
+        warned(remove_socket(&usual_socket(flags, id, &bundle)));
     }
     answer(pid)
+}
+
+/// Where `start` listens, unless it is told another directory.
+fn usual_socket(flags: &Flags, id: &str, bundle: &Path) -> PathBuf {
+    let group = group(bundle).ok().flatten().unwrap_or_else(|| id.to_owned());
+    let containerd = flags.address.as_deref().unwrap_or_default();
+    let namespace = flags.namespace.as_deref().unwrap_or_default();
+    address::path(Path::new(address::DIRECTORY), containerd, namespace, &group)
 }
 
 /// The bundle: as it is told, or beside the working directory (as containerd's own shim has it), or that.
@@ -300,10 +311,9 @@ fn end(bundle: &Path, shim: Identified) {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    // Its socket is removed only when it is gone.
-    let killed = Instant::now();
-    while shim.is_alive() && killed.elapsed() < SHIM_DEADLINE {
-        std::thread::sleep(Duration::from_millis(5));
+    let deadline = Instant::now() + SHIM_DEADLINE;
+    while shim.is_alive() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

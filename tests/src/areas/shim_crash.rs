@@ -281,6 +281,10 @@ test!(
             starter.wait()?;
             containerd.delete_dead(&bundle)?;
             containerd.nothing_is_left_of(&bundle)?;
+            let socket = containerd.usual_socket(&bundle.id)?;
+            if t.shim_is_ours() {
+                until("the socket to go", || Ok((!socket.exists()).then_some(())))?;
+            }
             until("the daemon to end", || {
                 let alive = process::descendants(nix::unistd::getppid().as_raw());
                 let shims = alive

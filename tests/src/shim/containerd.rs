@@ -155,6 +155,17 @@ impl<'t> Containerd<'t> {
         Ok(task)
     }
 
+    /// Where a shim for this id listens: `SocketAddress` of containerd's `pkg/shim`.
+    pub(crate) fn usual_socket(&self, id: &str) -> Result<PathBuf> {
+        let mut command = Command::new("/bin/busybox");
+        command.arg("sha256sum");
+        let name = format!("{}/{}/{id}", self.address, self.namespace);
+        let output = run(command, name.as_bytes())?;
+        let digits = String::from_utf8(output.stdout)?;
+        let digits = digits.split_whitespace().next().context("no digest")?;
+        Ok(Path::new("/run/containerd/s").join(digits))
+    }
+
     /// `delete`, as containerd calls it when the connection to a shim has broken.
     pub(crate) fn delete_dead(&self, bundle: &Bundle) -> Result<api::DeleteResponse> {
         self.delete_dead_of(&bundle.directory, &bundle.id)

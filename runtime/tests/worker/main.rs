@@ -102,7 +102,7 @@ fn run() -> u8 {
         .skip(1)
         .find(|argument| !argument.starts_with('-'));
     let place = Place::new().expect("a place for containers");
-    let mut failed = 0;
+    let (mut passed, mut failed) = (0, 0);
     let chosen = TESTS
         .iter()
         .filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter.as_str())));
@@ -112,7 +112,9 @@ fn run() -> u8 {
             Ok(()) => println!("test {name} ... ok"),
             Err(error) => println!("test {name} ... FAILED: {error:?}"),
         }
-        if result.is_err() {
+        if result.is_ok() {
+            passed += 1;
+        } else {
             failed += 1;
             // The next one is to start clean.
             let _ = place::end_strays().and_then(|()| place.delete());
@@ -120,6 +122,6 @@ fn run() -> u8 {
     }
     fs::remove_dir_all(&place.directory).expect("remove the directory");
     let verdict = if failed == 0 { "ok" } else { "FAILED" };
-    println!("\ntest result: {verdict}. {failed} failed");
+    println!("\ntest result: {verdict}. {passed} passed; {failed} failed; 0 ignored");
     u8::from(failed > 0)
 }

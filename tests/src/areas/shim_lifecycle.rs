@@ -560,3 +560,35 @@ test!(
         Ok(())
     }
 );
+
+test!(
+    fn a_task_has_a_scope_of_systemds_where_the_options_say_so(t: &Test) -> Result {
+        if !std::path::Path::new("/run/systemd/system").exists() {
+            return t.skip("systemd does not run");
+        }
+        if !t.shim_is_ours() {
+            return t.skip("the Go shim runs runc");
+        }
+        let containerd = Containerd::new(t)?;
+        let unit = format!("rtc-{}.scope", t.unique);
+        let path = format!("system.slice:rtc:{}", t.unique);
+        let bundle = containerd
+            .bundle()
+            .sleeper()
+            .set("/linux/cgroupsPath", json!(path));
+        let shim = containerd.start(&bundle)?;
+        let mut request = shim.create_request(&bundle, &Streams::default())?;
+        let mut options = shim.options();
+        options.systemd_cgroup = true;
+        request.options = Some(any_message(OPTIONS_URL, &options)?).into();
+        let created = shim.call::<api::CreateTaskResponse>("Create", &request)?;
+        let cgroup = std::fs::read_to_string(format!("/proc/{}/cgroup", created.pid))?;
+        ensure!(cgroup.contains(&format!("system.slice/{unit}")), "{cgroup}");
+        let request = api::DeleteRequest {
+            id: bundle.id.clone(),
+            ..api::DeleteRequest::default()
+        };
+        shim.call::<api::DeleteResponse>("Delete", &request)?;
+        Ok(())
+    }
+);

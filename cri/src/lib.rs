@@ -1,2 +1,4 @@
-//! `rtc-cri`: the CRI v1 server of rtc. Nothing is here yet.
+//! CRI v1 as Rust: messages, the server's traits and clients. Everything else of rtc-cri is its program.
 #![forbid(unsafe_code)]
+
+pub mod proto;

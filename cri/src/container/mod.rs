@@ -1,0 +1,116 @@
+//! Containers: a file for each verb.
+
+pub(crate) mod checkpoint;
+pub(crate) mod create;
+pub(crate) mod exec_sync;
+pub(crate) mod list;
+pub(crate) mod log;
+pub(crate) mod remove;
+pub(crate) mod start;
+pub(crate) mod status;
+pub(crate) mod stop;
+pub(crate) mod update;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::proto::{ContainerConfig, ContainerState, ContainerUser};
+
+/// What is recorded of a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// 64 hexadecimal digits.
+    pub(crate) id: String,
+    /// The sandbox's id.
+    pub(crate) sandbox: String,
+    /// As the kubelet asked for it.
+    pub(crate) config: ContainerConfig,
+    /// `sha256:...` of the image's configuration.
+    pub(crate) image_id: String,
+    /// What the user asked for by digest, `name@sha256:...`; else the id.
+    pub(crate) image_ref: String,
+    /// Nanoseconds since the epoch.
+    pub(crate) created_at: i64,
+    pub(crate) state: State,
+    /// Absolute; `None`: no log is wanted.
+    pub(crate) log_path: Option<PathBuf>,
+    /// Below the mount point of each hierarchy.
+    pub(crate) cgroup: String,
+    /// Whom it runs as, for ContainerStatus.
+    pub(crate) user: Option<ContainerUser>,
+    /// Linux's number: the request's, or the image's, or SIGTERM.
+    pub(crate) stop_signal: i32,
+}
+
+/// Where a container is in its life, with what is true in it. Times are nanoseconds since the epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum State {
+    /// CreateContainer is on its way, or died: nobody was told of it yet.
+    Making,
+    Created,
+    Running {
+        pid: u32,
+        started_at: i64,
+    },
+    Exited {
+        /// 0 where it never ran.
+        started_at: i64,
+        finished_at: i64,
+        exit_code: i32,
+        /// As `Completed`, `Error`, `OOMKilled`.
+        reason: String,
+        message: String,
+    },
+}
+
+/// A container.
+#[derive(Debug)]
+pub(crate) struct Container {
+    /// Never changes (`record.id`), to be read without the lock.
+    pub(crate) id: String,
+    record: Mutex<Arc<Record>>,
+    /// Tells those who wait for a change of `state` that there was one.
+    pub(crate) changed: watch::Sender<()>,
+    /// The turn of who creates, starts, updates or removes it. StopContainer never waits for it.
+    pub(crate) turn: tokio::sync::Mutex<()>,
+}
+
+impl Container {
+    pub(crate) fn new(record: Record) -> Self {
+        Self {
+            id: record.id.clone(),
+            record: Mutex::new(Arc::new(record)),
+            changed: watch::Sender::new(()),
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// What is known of it now.
+    pub(crate) fn record(&self) -> Arc<Record> {
+        Arc::clone(&self.record.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes what is known; the caller records it (`Node::record_container`).
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Record)) -> Arc<Record> {
+        let changed = {
+            let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+            change(Arc::make_mut(&mut record));
+            Arc::clone(&record)
+        };
+        self.changed.send_replace(());
+        changed
+    }
+}
+
+impl State {
+    pub(crate) fn cri(&self) -> ContainerState {
+        match self {
+            Self::Making | Self::Created => ContainerState::ContainerCreated,
+            Self::Running { .. } => ContainerState::ContainerRunning,
+            Self::Exited { .. } => ContainerState::ContainerExited,
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! `rtc-cri`: the CRI v1 server of rtc.
+#![forbid(unsafe_code)]
+
+mod cni;
+mod config;
+mod container;
+mod error;
+mod events;
+mod image;
+mod journal;
+mod log;
+mod metrics;
+mod node;
+mod sandbox;
+mod server;
+mod service;
+mod shim;
+mod spec;
+mod stats;
+mod status;
+mod streaming;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use rtc_cri::proto;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::Config;
+use crate::error::Result;
+use crate::node::Node;
+
+const USAGE: &str = "\
+rtc-cri: CRI v1 server
+
+  rtc-cri [--config FILE]
+
+  --config FILE   default /etc/rtc-cri/config.toml, which need not exist
+  --version
+";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let mut path: Option<PathBuf> = None;
+    while let Some(argument) = arguments.next() {
+        match argument.to_str() {
+            Some("--config") => path = arguments.next().map(PathBuf::from),
+            Some("--version") => {
+                println!("rtc-cri {}", env!("CARGO_PKG_VERSION"));
+                return ExitCode::SUCCESS;
+            }
+            Some("--help" | "-h") => {
+                print!("{USAGE}");
+                return ExitCode::SUCCESS;
+            }
+            _ => {
+                eprint!("rtc-cri: unknown argument {argument:?}\n\n{USAGE}");
+                return ExitCode::from(2);
+            }
+        }
+    }
+    match run(path) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error(error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(path: Option<PathBuf>) -> Result<()> {
+    let required = path.is_some();
+    let config = Config::read(&path.unwrap_or_else(|| config::PATH.into()), required)?;
+    log::init(config.debug);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)?;
+    runtime.block_on(async {
+        let node = Node::open(config)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(anyhow::Error::from)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(anyhow::Error::from)?;
+        log::info(format_args!(
+            "rtc-cri {} on {}",
+            env!("CARGO_PKG_VERSION"),
+            node.config.socket.display()
+        ));
+        server::serve(node, async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        })
+        .await
+    })
+}

@@ -15,7 +15,7 @@ use crate::sandbox::Sandbox;
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) config: Config,
-    pub(crate) images: Images,
+    pub(crate) images: Arc<Images>,
     pub(crate) cni: Cni,
     pub(crate) events: Events,
     sandboxes: Mutex<HashMap<String, Arc<Sandbox>>>,
@@ -30,7 +30,7 @@ impl Node {
     /// A directory of the configuration can't be used.
     pub(crate) fn open(config: Config) -> Result<Arc<Self>> {
         Ok(Arc::new(Self {
-            images: Images::open(&config.root)?,
+            images: Arc::new(Images::open(&config)?),
             cni: Cni::open(&config)?,
             events: Events::new(),
             sandboxes: Mutex::default(),

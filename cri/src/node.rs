@@ -29,7 +29,7 @@ use crate::sandbox::{self, Sandbox};
 /// What there is. Lists and statuses come from here, never from a disk or a shim.
 pub(crate) struct Node {
     pub(crate) config: Config,
-    pub(crate) images: Images,
+    pub(crate) images: Arc<Images>,
     pub(crate) cni: Cni,
     pub(crate) events: Events,
     sandboxes: Mutex<Table<Sandbox>>,
@@ -117,7 +117,7 @@ impl Node {
         let containers = config.state.join("containers.journal");
         let (container_records, containers) = Journal::open(&containers, Durability::Plain)?;
         let node = Self {
-            images: Images::open(&config.root)?,
+            images: Arc::new(Images::open(&config)?),
             cni: Cni::open(&config)?,
             events: Events::new(),
             sandboxes: Mutex::default(),

@@ -152,11 +152,7 @@ impl Found {
             sources: Source::look(asked)?,
             devices: Devices::look(asked, host_devices)?,
             edits: edits(asked.config)?,
-            profiles: if facts.apparmor {
-                apparmor::loaded()?
-            } else {
-                Vec::new()
-            },
+            profiles: apparmor::ready(facts, &asked.context())?,
         })
     }
 }

@@ -25,6 +25,7 @@ use crate::events::Events;
 use crate::image::Images;
 use crate::journal::{Durability, Journal};
 use crate::sandbox::{self, Sandbox};
+use crate::status::Handlers;
 
 /// What there is. Lists and statuses come from here, never from a disk or a shim.
 pub(crate) struct Node {
@@ -32,6 +33,8 @@ pub(crate) struct Node {
     pub(crate) images: Arc<Images>,
     pub(crate) cni: Cni,
     pub(crate) events: Events,
+    /// What runtime handlers can do, once they were asked.
+    pub(crate) handlers: Handlers,
     sandboxes: Mutex<Table<Sandbox>>,
     containers: Mutex<Table<Container>>,
     sandbox_records: Journal<sandbox::Record>,
@@ -120,6 +123,7 @@ impl Node {
             images: Arc::new(Images::open(&config)?),
             cni: Cni::open(&config)?,
             events: Events::new(),
+            handlers: Handlers::default(),
             sandboxes: Mutex::default(),
             containers: Mutex::default(),
             sandbox_records,

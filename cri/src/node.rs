@@ -25,6 +25,7 @@ use crate::events::Events;
 use crate::image::Images;
 use crate::journal::{Durability, Journal};
 use crate::sandbox::{self, Sandbox};
+use crate::shim::cgroup::ShimCgroup;
 use crate::status::Handlers;
 
 /// What there is. Lists and statuses come from here, never from a disk or a shim.
@@ -33,6 +34,8 @@ pub(crate) struct Node {
     pub(crate) images: Arc<Images>,
     pub(crate) cni: Cni,
     pub(crate) events: Events,
+    /// The cgroup of all shims.
+    pub(crate) shims: ShimCgroup,
     /// What runtime handlers can do, once they were asked.
     pub(crate) handlers: Handlers,
     sandboxes: Mutex<Table<Sandbox>>,
@@ -123,6 +126,7 @@ impl Node {
             images: Arc::new(Images::open(&config)?),
             cni: Cni::open(&config)?,
             events: Events::new(),
+            shims: ShimCgroup::open(&config),
             handlers: Handlers::default(),
             sandboxes: Mutex::default(),
             containers: Mutex::default(),

@@ -9,6 +9,7 @@ use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::image::Images;
+use crate::image::pulls::Pulls;
 use crate::sandbox::Sandbox;
 
 /// What there is. Lists and statuses come from here, never from a disk or a shim.
@@ -16,6 +17,7 @@ use crate::sandbox::Sandbox;
 pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) images: Arc<Images>,
+    pub(crate) pulls: Pulls,
     pub(crate) cni: Cni,
     pub(crate) events: Events,
     sandboxes: Mutex<HashMap<String, Arc<Sandbox>>>,
@@ -31,6 +33,7 @@ impl Node {
     pub(crate) fn open(config: Config) -> Result<Arc<Self>> {
         Ok(Arc::new(Self {
             images: Arc::new(Images::open(&config)?),
+            pulls: Pulls::default(),
             cni: Cni::open(&config)?,
             events: Events::new(),
             sandboxes: Mutex::default(),

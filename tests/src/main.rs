@@ -19,6 +19,7 @@ mod containerd;
 mod fuse;
 mod gate;
 mod host;
+mod kubelet;
 mod leftovers;
 mod lists;
 mod options;

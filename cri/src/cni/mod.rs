@@ -433,17 +433,14 @@ impl Networks {
             Some((then, loaded)) if seen.is_still(then) => loaded.clone(),
             before => {
                 let loaded = config::load(&self.directory).map(Arc::new);
-                let same = before.as_ref().is_some_and(|(_, before)| *before == loaded);
-                if !same {
-                    match &loaded {
-                        Ok(network) => log::info(format_args!(
-                            "network {:?}: CNI {}",
-                            network.name,
-                            network.versions_text()
-                        )),
-                        Err(error) => log::warn(error),
+                let loaded = match before {
+                    // The same network stays the same: its STATUS is known.
+                    Some((_, before)) if *before == loaded => before.clone(),
+                    _ => {
+                        report(&loaded);
+                        loaded
                     }
-                }
+                };
                 *kept = Some((seen, loaded.clone()));
                 loaded
             }
@@ -607,6 +604,17 @@ impl Attachment {
             .ok()
             .flatten()
             .unwrap_or(Version::FIRST)
+    }
+}
+
+fn report(loaded: &std::result::Result<Arc<Network>, String>) {
+    match loaded {
+        Ok(network) => log::info(format_args!(
+            "network {:?}: CNI {}",
+            network.name,
+            network.versions_text()
+        )),
+        Err(error) => log::warn(error),
     }
 }
 

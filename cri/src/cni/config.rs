@@ -392,3 +392,193 @@ impl Network {
         version::list(self.versions.iter().copied())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::Directory;
+    use super::*;
+
+    fn loaded(files: &[(&str, &str)]) -> Result<Network, String> {
+        let directory = Directory::new();
+        for (name, text) in files {
+            let path = directory.path.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        load(&directory.path)
+    }
+
+    #[test]
+    fn the_first_file_by_name_counts_whatever_it_is_called() {
+        let list = r#"{"name": "list", "cniVersion": "1.0.0", "plugins": [{"type": "a"}, {"type": "b"}]}"#;
+        let single = r#"{"name": "single", "cniVersion": "0.4.0", "type": "c", "capabilities": {"mac": true, "ips": false}}"#;
+        let network = loaded(&[
+            ("20.conflist", list),
+            ("10.json", single),
+            ("00-README", "no"),
+            ("01.conflist.bak", "{"),
+        ]);
+        let network = network.unwrap();
+        assert_eq!(network.name, "single");
+        assert_eq!(network.versions, [Version::CHECK]);
+        assert_eq!(network.plugins[0].capabilities, ["mac"]);
+        assert!(!network.plugins[0].config.contains_key("capabilities"));
+        assert_eq!(
+            loaded(&[("20.conflist", list), ("30.conf", single)])
+                .unwrap()
+                .plugins
+                .len(),
+            2
+        );
+    }
+
+    #[test]
+    fn plugins_are_added_from_the_directory_of_the_network_but_where_only_inlined_ones_are_wanted() {
+        let list = r#"{"name": "net", "plugins": [{"type": "a"}]}"#;
+        let more = [
+            ("net/20.conf", r#"{"type": "c"}"#),
+            ("net/10.conf", r#"{"type": "b"}"#),
+            ("net/x.txt", "no"),
+        ];
+        let with = |list| [[("1.conflist", list)].as_slice(), &more].concat();
+        let programs = |network: &Network| -> Vec<String> {
+            network
+                .plugins
+                .iter()
+                .map(|plugin| plugin.program.clone())
+                .collect()
+        };
+        let network = loaded(&with(list)).unwrap();
+        assert_eq!(programs(&network), ["a", "b", "c"]);
+        // What is recorded of it has them all.
+        assert_eq!(programs(&of_text(&network.source).unwrap()), ["a", "b", "c"]);
+        assert_eq!(
+            programs(&loaded(&with(r#"{"name": "net"}"#)).unwrap()),
+            ["b", "c"]
+        );
+        let only = r#"{"name": "net", "loadOnlyInlinedPlugins": true, "plugins": [{"type": "a"}]}"#;
+        assert_eq!(programs(&loaded(&with(only)).unwrap()), ["a"]);
+        let wrong = [("1.conflist", list), ("net/1.conf", r#"{"typo": "b"}"#)];
+        let error = loaded(&wrong).unwrap_err();
+        assert!(error.contains("net/1.conf: type: is missing"), "{error}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_file_and_key() {
+        for (text, why) in [
+            ("", "is no JSON"),
+            ("[]", "a list"),
+            (r#"{"plugins": [{"type": "a"}]}"#, "name: is missing"),
+            (
+                r#"{"name": "../etc", "plugins": [{"type": "a"}]}"#,
+                "name: \"../etc\"",
+            ),
+            (r#"{"name": 1, "plugins": []}"#, "name: is no string but a number"),
+            (r#"{"name": "n"}"#, "plugins: is missing"),
+            (
+                r#"{"name": "n", "loadOnlyInlinedPlugins": true}"#,
+                "plugins: is missing",
+            ),
+            (r#"{"name": "n", "plugins": []}"#, "plugins: is empty"),
+            (
+                r#"{"name": "n", "plugins": {}}"#,
+                "plugins: is no list but an object",
+            ),
+            (
+                r#"{"name": "n", "plugins": ["a"]}"#,
+                "plugins[0]: is no object but a string",
+            ),
+            (
+                r#"{"name": "n", "plugins": [{"type": "a"}, {}]}"#,
+                "plugins[1].type: is missing",
+            ),
+            (
+                r#"{"name": "n", "plugins": [{"type": "a/b"}]}"#,
+                "plugins[0].type: \"a/b\"",
+            ),
+            (
+                r#"{"name": "n", "plugins": [{"type": ".."}]}"#,
+                "plugins[0].type: \"..\"",
+            ),
+            (
+                r#"{"name": "n", "plugins": [{"type": "a", "capabilities": {"mac": "yes"}}]}"#,
+                "plugins[0].capabilities.mac: is no boolean",
+            ),
+            (
+                r#"{"name": "n", "cniVersion": "0.3.2", "plugins": [{"type": "a"}]}"#,
+                "cniVersion: \"0.3.2\"",
+            ),
+            (
+                r#"{"name": "n", "cniVersion": "1.9.0", "plugins": [{"type": "a"}]}"#,
+                "newer than 1.1.0",
+            ),
+            (
+                r#"{"name": "n", "cniVersions": ["1.0.0", 1], "plugins": [{"type": "a"}]}"#,
+                "cniVersions[1]",
+            ),
+            (
+                r#"{"name": "n", "disableGC": "no", "plugins": [{"type": "a"}]}"#,
+                "disableGC: \"no\"",
+            ),
+            (
+                r#"{"name": "n", "disableCheck": 1, "plugins": [{"type": "a"}]}"#,
+                "disableCheck: is no boolean",
+            ),
+        ] {
+            let error = loaded(&[("10-net.conflist", text)]).unwrap_err();
+            assert!(
+                error.contains("10-net.conflist: ") && error.contains(why),
+                "{text}: {error}"
+            );
+        }
+        let error = loaded(&[("1.conf", r#"{"name": "n", "plugins": [{"type": "a"}]}"#)]).unwrap_err();
+        assert!(
+            error.contains("1.conf: type: is missing; a list of plugins"),
+            "{error}"
+        );
+        assert!(
+            load(Path::new("/nonexistent"))
+                .unwrap_err()
+                .contains("no network configuration")
+        );
+    }
+
+    #[test]
+    fn the_versions_of_a_network_are_those_we_speak_the_best_first() {
+        let versions = |text: &str| of_text(text).map(|network| network.versions_text());
+        let plugins = r#""plugins": [{"type": "a"}]"#;
+        assert_eq!(
+            versions(&format!(r#"{{"name": "n", {plugins}}}"#)).unwrap(),
+            "0.1.0"
+        );
+        let several = format!(
+            r#"{{"name": "n", "cniVersion": "1.0.0", "cniVersions": ["0.4.0", "1.1.0", "2.0.0", "1.0.0"], {plugins}}}"#
+        );
+        assert_eq!(versions(&several).unwrap(), "1.1.0, 1.0.0, 0.4.0");
+        let flags = format!(r#"{{"name": "n", "disableCheck": true, "disableGC": "True", {plugins}}}"#);
+        let flags = of_text(&flags).unwrap();
+        assert!(flags.disable_check && flags.disable_gc);
+    }
+
+    #[test]
+    fn keys_that_are_ours_to_add_are_not_taken_from_a_file() {
+        let network = of_text(
+            r#"{"name": "n", "plugins": [{"type": "a", "prevResult": {}, "cni.dev/attachments": [], "args": {"x": 1}}]}"#,
+        );
+        let config = network.unwrap().plugins.remove(0).config;
+        assert_eq!(config.keys().collect::<Vec<_>>(), ["args", "type"]);
+    }
+
+    #[test]
+    fn a_change_is_seen_even_where_times_are_coarse() {
+        let directory = Directory::new();
+        let path = directory.path.join("1.conflist");
+        fs::write(&path, "a").unwrap();
+        let first = look(&directory.path);
+        fs::write(&path, "b").unwrap();
+        assert!(!look(&directory.path).is_still(&first));
+        std::thread::sleep(RACY * 2);
+        let quiet = look(&directory.path);
+        assert!(look(&directory.path).is_still(&quiet));
+    }
+}

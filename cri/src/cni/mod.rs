@@ -15,27 +15,29 @@ mod attachment;
 mod chain;
 mod config;
 mod exec;
+mod network;
 mod result;
 mod turns;
+mod upkeep;
 mod version;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use self::attachment::{Attachment, Cache};
 use self::chain::Chain;
 use self::config::{Network, Seen};
-use self::exec::{Environment, Program, Programs, Verb};
+use self::exec::{Program, Programs};
+use self::network::Answered;
 use self::result::{Attached, Dns};
 use self::turns::Turns;
 use self::version::Version;
@@ -47,18 +49,6 @@ use crate::proto::{DnsConfig, PortMapping};
 
 /// The interface of a pod (the kubelet and its plugins expect it).
 const INTERFACE: &str = "eth0";
-
-/// Answers of STATUS are good for so long: the kubelet asks for the node's every five seconds.
-const STATUS_GOOD: Duration = Duration::from_secs(15);
-const STATUS_BAD: Duration = Duration::from_secs(2);
-/// GC at start, and then no more often than so.
-const GC_EVERY: Duration = Duration::from_secs(24 * 3600);
-/// A DEL that failed is tried again after this, then twice that ...
-const RETRY_FIRST: Duration = Duration::from_secs(2);
-/// ... and no later than this.
-const RETRY_LAST: Duration = Duration::from_secs(600);
-/// So many DELs at once, at start.
-const AT_ONCE: usize = 4;
 
 /// The networks of the node.
 #[derive(Debug, Clone)]
@@ -83,7 +73,7 @@ struct Networks {
     network: Mutex<Option<(Seen, std::result::Result<Arc<Network>, String>)>>,
     /// What programs said they speak.
     spoken: Mutex<HashMap<Program, Option<Vec<Version>>>>,
-    /// The last answer of STATUS, of which network, and until when it is good.
+    /// The last answer of STATUS.
     status: tokio::sync::Mutex<Option<Answered>>,
     turns: Turns,
     /// Read: who adds or deletes. Written: GC.
@@ -92,13 +82,6 @@ struct Networks {
     /// Pods whose DEL failed and that nobody else may ask for again.
     undone: Mutex<BTreeSet<String>>,
     retrying: AtomicBool,
-}
-
-#[derive(Debug)]
-struct Answered {
-    network: Arc<Network>,
-    until: Instant,
-    answer: std::result::Result<(), (Kind, String)>,
 }
 
 /// What plugins are told of a pod.
@@ -276,66 +259,6 @@ impl Cni {
         node.journal.remove(pod).await
     }
 
-    /// Tries DEL again until it succeeds, longer and longer apart.
-    fn delete_later(&self, pod: &str) {
-        locked(&self.node.undone).insert(pod.to_owned());
-        if self.node.retrying.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let node = Arc::downgrade(&self.node);
-        tokio::spawn(async move {
-            let mut wait = RETRY_FIRST;
-            loop {
-                sleep(wait).await;
-                let Some(node) = node.upgrade() else { return };
-                let cni = Self { node };
-                let pods = locked(&cni.node.undone).clone();
-                cni.delete_all(pods).await;
-                // Between a look and the flag another may come: the flag first.
-                cni.node.retrying.store(false, Ordering::Release);
-                if locked(&cni.node.undone).is_empty() || cni.node.retrying.swap(true, Ordering::AcqRel) {
-                    return;
-                }
-                wait = RETRY_LAST.min(wait * 2);
-            }
-        });
-    }
-
-    /// DEL of several, a few at once.
-    async fn delete_all(&self, pods: impl IntoIterator<Item = String>) {
-        let mut tasks = tokio::task::JoinSet::new();
-        for pod in pods {
-            if tasks.len() >= AT_ONCE {
-                tasks.join_next().await;
-            }
-            let cni = self.clone();
-            tasks.spawn(async move {
-                if let Err(error) = cni.delete(&pod).await {
-                    log::warn(error);
-                }
-            });
-        }
-        while tasks.join_next().await.is_some() {}
-    }
-
-    /// At start: DEL of all that is attached to pods that are not among `living`, then GC. What is to be deleted is decided
-    /// now, not when the future runs: pods that come later are not meant. After a reboot nothing lives.
-    pub(crate) fn reconcile(&self, living: &HashSet<String>) -> impl Future<Output = ()> + Send + use<> {
-        let mut dead: Vec<String> = locked(&self.node.attachments).keys().cloned().collect();
-        dead.retain(|pod| !living.contains(pod));
-        let cni = self.clone();
-        async move {
-            if !dead.is_empty() {
-                log::info(format_args!(
-                    "networks of {} pods that are no more: DEL",
-                    dead.len()
-                ));
-            }
-            cni.delete_all(dead).await;
-            cni.collect().await;
-        }
-    }
-
     /// CHECK. `Ok(false)`: this network is not to be checked, or too old for it.
     ///
     /// # Errors
@@ -390,138 +313,9 @@ impl Cni {
         }
         Ok(())
     }
-
-    /// GC of the network, where it has been long.
-    fn collect_sometimes(&self) {
-        let due = locked(&self.node.collected).is_some_and(|last| last.elapsed() >= GC_EVERY);
-        if due {
-            let cni = self.clone();
-            tokio::spawn(async move { cni.collect().await });
-        }
-    }
-
-    /// GC: plugins forget what is of no attachment that there is.
-    async fn collect(&self) {
-        let node = &self.node;
-        *locked(&node.collected) = Some(Instant::now());
-        let Ok(network) = node.network() else { return };
-        let Ok(version) = node.speak(&network).await else {
-            return;
-        };
-        if version < Version::STATUS || network.disable_gc {
-            return;
-        }
-        // Nobody may add or delete meanwhile, and nobody is made to wait for who does.
-        let Ok(_alone) = node.in_use.try_write() else {
-            return;
-        };
-        let valid = node.valid(&network.name);
-        if let Err(failures) = node.chain(&network, version).collect(&valid).await {
-            for failure in failures {
-                log::warn(format_args!("network {:?}: {failure}", network.name));
-            }
-        }
-    }
 }
 
 impl Networks {
-    /// The network as it is configured now.
-    fn network(&self) -> Result<Arc<Network>> {
-        let seen = config::look(&self.directory);
-        let mut kept = locked(&self.network);
-        let loaded = match &*kept {
-            Some((then, loaded)) if seen.is_still(then) => loaded.clone(),
-            before => {
-                let loaded = config::load(&self.directory).map(Arc::new);
-                let loaded = match before {
-                    // The same network stays the same: its STATUS is known.
-                    Some((_, before)) if *before == loaded => before.clone(),
-                    _ => {
-                        report(&loaded);
-                        loaded
-                    }
-                };
-                *kept = Some((seen, loaded.clone()));
-                loaded
-            }
-        };
-        loaded.map_err(|error| Error::text(Kind::Unavailable, error))
-    }
-
-    /// The version that a network is spoken in: the best of its configuration; where that leaves a choice, the best that all
-    /// its plugins know.
-    async fn speak(&self, network: &Network) -> Result<Version> {
-        if let [version] = network.versions[..] {
-            return Ok(version);
-        }
-        let mut versions = network.versions.clone();
-        for plugin in &network.plugins {
-            if let Some(spoken) = self.spoken(&plugin.program).await {
-                versions.retain(|version| spoken.contains(version));
-            }
-        }
-        versions.first().copied().ok_or_else(|| {
-            Error::text(
-                Kind::Unavailable,
-                format_args!(
-                    "network {:?}: cniVersions: none of {} is known to all of its plugins",
-                    network.name,
-                    network.versions_text()
-                ),
-            )
-        })
-    }
-
-    /// What a plugin says it speaks (VERSION); `None`: it does not say. Asked once of each program.
-    async fn spoken(&self, name: &str) -> Option<Vec<Version>> {
-        let program = self.programs.find(name).ok()?;
-        if let Some(spoken) = locked(&self.spoken).get(&program) {
-            return spoken.clone();
-        }
-        let input = serde_json::json!({"cniVersion": Version::LAST.to_string()}).to_string();
-        // Old ones want them even for this.
-        let environment = Environment {
-            netns: "dummy",
-            interface: "dummy",
-            ..Environment::default()
-        };
-        let deadline = Instant::now() + self.time;
-        let answer = self
-            .programs
-            .run(Verb::Version, name, &environment, input.as_bytes(), deadline)
-            .await;
-        let spoken = answer.ok().and_then(|output| supported(&output));
-        let mut all = locked(&self.spoken);
-        all.retain(|other, _| other.path != program.path);
-        all.insert(program, spoken.clone());
-        spoken
-    }
-
-    async fn plugins_ready(&self, network: &Arc<Network>, version: Version) -> Result<()> {
-        // One asks, others wait for its answer.
-        let mut status = self.status.lock().await;
-        if let Some(last) = &*status
-            && Arc::ptr_eq(&last.network, network)
-            && Instant::now() < last.until
-        {
-            return last
-                .answer
-                .clone()
-                .map_err(|(kind, text)| Error::text(kind, text));
-        }
-        let answer = self.chain(network, version).status().await.map_err(|failure| {
-            let text = format!("network {:?}: {failure}", network.name);
-            (Error::from(failure).kind, text)
-        });
-        let good_for = if answer.is_ok() { STATUS_GOOD } else { STATUS_BAD };
-        *status = Some(Answered {
-            network: Arc::clone(network),
-            until: Instant::now() + good_for,
-            answer: answer.clone(),
-        });
-        answer.map_err(|(kind, text)| Error::text(kind, text))
-    }
-
     fn chain<'a>(&'a self, network: &'a Network, version: Version) -> Chain<'a> {
         Chain {
             programs: &self.programs,
@@ -578,23 +372,6 @@ impl Networks {
             .context("the result of its plugins can't be kept")?;
         Ok(Addresses { ips })
     }
-
-    /// All attachments to a network: ours, and those of other runtimes whose namespaces are there.
-    fn valid(&self, network: &str) -> Vec<(String, String)> {
-        let mut valid: BTreeSet<(String, String)> = locked(&self.attachments)
-            .values()
-            .filter(|attachment| attachment.network == network)
-            .map(|attachment| (attachment.pod.clone(), INTERFACE.to_owned()))
-            .collect();
-        valid.extend(
-            self.cache
-                .known()
-                .into_iter()
-                .filter(|known| known.network == network && is_namespace(&known.netns))
-                .map(|known| (known.container, known.interface)),
-        );
-        valid.into_iter().collect()
-    }
 }
 
 impl Attachment {
@@ -605,31 +382,6 @@ impl Attachment {
             .flatten()
             .unwrap_or(Version::FIRST)
     }
-}
-
-fn report(loaded: &std::result::Result<Arc<Network>, String>) {
-    match loaded {
-        Ok(network) => log::info(format_args!(
-            "network {:?}: CNI {}",
-            network.name,
-            network.versions_text()
-        )),
-        Err(error) => log::warn(error),
-    }
-}
-
-/// What a plugin answers to VERSION: those of its versions that we know.
-fn supported(output: &[u8]) -> Option<Vec<Version>> {
-    let answer: Map<String, Value> = serde_json::from_slice(output).ok()?;
-    let Some(Value::Array(versions)) = answer.get("supportedVersions") else {
-        return None;
-    };
-    let versions = versions.iter().filter_map(Value::as_str);
-    Some(
-        versions
-            .filter_map(|text| Version::parse(text).ok().flatten())
-            .collect(),
-    )
 }
 
 /// Whether there is a namespace at a path: a file that is left of one is none.

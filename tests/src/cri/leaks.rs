@@ -78,6 +78,10 @@ impl Seen {
             let target = target.to_string_lossy().into_owned();
             // Numbers differ; connections come and go with clients.
             let kind = target.split(":[").next().unwrap_or_default();
+            // A peer keeps its connection to the registry for half a minute.
+            if !cri.is_ours() && kind == "socket" {
+                continue;
+            }
             self.add(format!("descriptor {kind}"));
         }
         Ok(())

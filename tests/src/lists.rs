@@ -8,6 +8,7 @@ use std::path::Path;
 
 const HOST_SKIPS: &str = include_str!("../skips/host.txt");
 const VM_SKIPS: &str = include_str!("../skips/vm.txt");
+const QEMU_SKIPS: &str = include_str!("../skips/qemu.txt");
 const RUNC_EXCEPTIONS: &str = include_str!("../exceptions/runc.txt");
 const SHIM_EXCEPTIONS: &str = include_str!("../exceptions/containerd-shim-runc-v2.txt");
 const CRUN_EXCEPTIONS: &str = include_str!("../exceptions/crun.txt");
@@ -31,6 +32,7 @@ fn lines(text: &'static str) -> impl Iterator<Item = &'static str> {
 pub(crate) fn skip_is_allowed(machine: &str, reason: &str) -> bool {
     let allowed = match machine {
         "vm" => VM_SKIPS,
+        "qemu" => QEMU_SKIPS,
         _ => HOST_SKIPS,
     };
     lines(allowed).any(|line| line == reason)

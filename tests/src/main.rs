@@ -21,6 +21,7 @@ mod cri;
 mod fuse;
 mod gate;
 mod host;
+mod kubelet;
 mod leftovers;
 mod lists;
 mod options;

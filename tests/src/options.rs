@@ -22,7 +22,7 @@ Runs the tests whose area/name contains one of the filters (all, if there is non
   --jobs N          tests at a time (default: number of cpus + 1)
   --timeout SECONDS time limit of each test (default 120)
   --strict          a test that fails and then passes alone is a failure
-  --machine NAME    which list of allowed skips holds: host or vm (default: vm where /sys/fs/cgroup is cgroup2)
+  --machine NAME    which list of allowed skips holds: host, vm or qemu (default: vm where /sys/fs/cgroup is cgroup2)
   --keep            do not remove the directories of failed tests";
 
 /// What the command line says.
@@ -52,7 +52,7 @@ pub(crate) struct Options {
     pub(crate) timeout: u64,
     /// A flaky test counts as failed.
     pub(crate) strict: bool,
-    /// `host` or `vm`.
+    /// `host`, `vm` (User Mode Linux) or `qemu`.
     pub(crate) machine: String,
     /// Leave failed tests' directories in place.
     pub(crate) keep: bool,

@@ -1,20 +1,43 @@
 //! Images: pulled, kept, listed, removed; a file for each verb.
+//!
+//! ```text
+//! pull.rs: manifest, configuration      Configuration::parse -> diff ids
+//!          Images::layers(diff ids)     one Wanted each, the lowest first: this pull's to bring, or here, or another pull's
+//!            Wanted::begin -> Writer    for each, in parallel: a process that unpacks what is written (unpack/)
+//!            Writer::write .. finish    diff id checked, what hangs on lower layers mended (mend.rs)
+//!          Images::commit               syncfs, then one durable record: from here on the image is there
+//! ```
+//!
+//! A `Writer` or `Wanted` that is dropped before the commit leaves nothing.
 
+mod configuration;
 pub(crate) mod fs_info;
+mod layer;
 pub(crate) mod list;
+mod merged;
 pub(crate) mod pull;
+pub(crate) mod pulls;
+pub(crate) mod reference;
+mod registry;
 pub(crate) mod remove;
+mod snapshot;
 pub(crate) mod status;
+mod store;
+pub(crate) mod unpack;
+mod volume;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Kind, Result};
+pub(crate) use configuration::Configuration;
+pub(crate) use layer::{Wanted, Writer};
+pub(crate) use snapshot::Usage;
+pub(crate) use store::Images;
+pub(crate) use volume::Volume;
 
 /// An image that is here whole: every layer is unpacked and durable.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone)]
 pub(crate) struct Image {
     /// `sha256:...` of its configuration.
     pub(crate) id: String,
@@ -32,7 +55,7 @@ pub(crate) struct Image {
 }
 
 /// The part of an image's configuration that a container takes defaults from (image-spec, `config.md`).
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Untrusted {
     pub(crate) user: String,
@@ -46,47 +69,19 @@ pub(crate) struct Untrusted {
     pub(crate) labels: std::collections::BTreeMap<String, String>,
 }
 
-/// All images of the node.
-#[derive(Debug)]
-pub(crate) struct Images {}
-
-impl Images {
-    /// Opens what is kept in `root` (`/var/lib/rtc-cri`).
-    ///
-    /// # Errors
-    ///
-    /// The directory can't be used.
-    pub(crate) fn open(_root: &Path) -> Result<Self> {
-        Ok(Self {})
-    }
-
-    /// By id (with or without `sha256:`), by tag or by digest, in the short forms that are usual, as `busybox`.
-    pub(crate) fn find(&self, _name: &str) -> Option<Arc<Image>> {
-        None
-    }
-
-    /// The mounts that make the root of a container, for its shim; its upper layer is made.
-    ///
-    /// # Errors
-    ///
-    /// Nothing is left of it.
-    pub(crate) async fn prepare(
-        &self,
-        _container: &str,
-        _image: &Image,
-        _users: Option<&Users>,
-    ) -> Result<Vec<RootMount>> {
-        Err(Error::text(Kind::Unimplemented, "snapshots: not yet"))
-    }
-
-    /// Removes the upper layer of a container; one that is not there is what is wanted.
-    ///
-    /// # Errors
-    ///
-    /// It can't be removed.
-    pub(crate) async fn discard(&self, _container: &str) -> Result<()> {
-        Ok(())
-    }
+/// An image whose layers were brought, to be committed.
+#[derive(Debug, Clone)]
+pub(crate) struct Pulled {
+    /// `sha256:...` of `json`.
+    pub(crate) id: String,
+    /// The configuration, its digest verified.
+    pub(crate) json: Vec<u8>,
+    /// `registry/name:tag`, where it was pulled by a tag. Another image that has it loses it.
+    pub(crate) tag: Option<String>,
+    /// `registry/name@sha256:...`.
+    pub(crate) digest: Option<String>,
+    /// As `Image::size`.
+    pub(crate) size: u64,
 }
 
 /// A mount of a root, as containerd's `types.Mount`.

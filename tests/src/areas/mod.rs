@@ -35,6 +35,7 @@ mod idmapped_mounts;
 mod interrupted;
 mod joined_namespaces;
 mod kill;
+mod kubelet_static_pod;
 mod lifecycle;
 mod mounts;
 mod namespaces;

@@ -25,6 +25,8 @@ use crate::events::Events;
 use crate::image::Images;
 use crate::journal::{Durability, Journal};
 use crate::sandbox::{self, Sandbox};
+use crate::shim::{Options, Shim};
+use crate::spec::Facts;
 
 /// What there is. Lists and statuses come from here, never from a disk or a shim.
 pub(crate) struct Node {
@@ -32,6 +34,8 @@ pub(crate) struct Node {
     pub(crate) images: Arc<Images>,
     pub(crate) cni: Cni,
     pub(crate) events: Events,
+    /// What the node is.
+    pub(crate) facts: Facts,
     sandboxes: Mutex<Table<Sandbox>>,
     containers: Mutex<Table<Container>>,
     sandbox_records: Journal<sandbox::Record>,
@@ -120,6 +124,7 @@ impl Node {
             images: Arc::new(Images::open(&config)?),
             cni: Cni::open(&config)?,
             events: Events::new(),
+            facts: Facts::detect(&config)?,
             sandboxes: Mutex::default(),
             containers: Mutex::default(),
             sandbox_records,
@@ -170,6 +175,48 @@ impl Node {
     /// `NotFound`, `InvalidArgument` for the beginning of several.
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>> {
         locked(&self.containers).find("container", id)
+    }
+
+    /// The shim of a sandbox.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`; `FailedPrecondition`: it is stopped.
+    pub(crate) fn shim_of(&self, sandbox: &str) -> Result<Arc<Shim>> {
+        self.sandbox(sandbox)?.shim().ok_or_else(|| {
+            Error::text(
+                Kind::FailedPrecondition,
+                format_args!("sandbox {sandbox} is not ready"),
+            )
+        })
+    }
+
+    /// What the shims of a runtime handler are told.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`: no handler has this name.
+    pub(crate) fn options(&self, handler: &str) -> Result<Options> {
+        let name = if handler.is_empty() {
+            &self.config.default_handler
+        } else {
+            handler
+        };
+        let default = crate::config::Handler::default();
+        let found = match self.config.handlers.get(name) {
+            Some(found) => found,
+            None if *name == self.config.default_handler => &default,
+            None => {
+                return Err(Error::not_found(format_args!(
+                    "runtime handler {name:?} is not configured"
+                )));
+            }
+        };
+        Ok(Options::new(
+            found,
+            self.facts.driver,
+            &self.config.state.join("runtime"),
+        ))
     }
 
     /// Takes its id and its name (`sandbox::Record::name`). Its maker has its turn already, so that whoever comes with the

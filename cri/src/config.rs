@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// Where it is looked for; a file that is not there is an empty one.
 pub(crate) const PATH: &str = "/etc/rtc-cri/config.toml";
 
+/// There is one where the machine has nothing but cgroup v2.
+const UNIFIED: &str = "/sys/fs/cgroup/cgroup.controllers";
+
 /// What the administrator decides.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
     /// The socket of the server.
@@ -35,7 +38,7 @@ pub(crate) struct Config {
 }
 
 /// Who makes cgroups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum CgroupDriver {
     Systemd,
@@ -43,7 +46,7 @@ pub(crate) enum CgroupDriver {
 }
 
 /// A way to run containers, as a RuntimeClass names it.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Handler {
     /// A foreign OCI runtime, as `/usr/bin/crun`; left out: ours, inside the shim.
@@ -51,7 +54,7 @@ pub(crate) struct Handler {
 }
 
 /// Networks.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct CniConfig {
     pub(crate) conf_dir: PathBuf,
@@ -61,7 +64,7 @@ pub(crate) struct CniConfig {
 }
 
 /// Images.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ImagesConfig {
     /// containerd's `certs.d`: `<host>/hosts.toml`, `_default/hosts.toml`.
@@ -107,6 +110,48 @@ impl Default for ImagesConfig {
 }
 
 impl Config {
+    /// A handler by its name; an empty one is the default.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument`, with those that there are.
+    pub(crate) fn handler(&self, name: &str) -> Result<&Handler> {
+        static OURS: Handler = Handler { binary: None };
+        let name = if name.is_empty() {
+            &self.default_handler
+        } else {
+            name
+        };
+        match self.handlers.get(name) {
+            Some(handler) => Ok(handler),
+            None if *name == self.default_handler => Ok(&OURS),
+            None => {
+                let known: Vec<&str> = self.handler_names().collect();
+                Err(Error::invalid(format_args!(
+                    "runtime_handler: {name:?}: must be one of {known:?}, or be added to config.toml (`[handlers.{name}]`)"
+                )))
+            }
+        }
+    }
+
+    /// The names of all handlers, the default one first.
+    pub(crate) fn handler_names(&self) -> impl Iterator<Item = &str> {
+        let others = self.handlers.keys().filter(|name| **name != self.default_handler);
+        std::iter::once(&self.default_handler)
+            .chain(others)
+            .map(String::as_str)
+    }
+
+    /// Who makes cgroups.
+    pub(crate) fn driver(&self) -> CgroupDriver {
+        // sd_booted(3)
+        let found = || match Path::new("/run/systemd/system").is_dir() && Path::new(UNIFIED).exists() {
+            true => CgroupDriver::Systemd,
+            false => CgroupDriver::Cgroupfs,
+        };
+        self.cgroup_driver.unwrap_or_else(found)
+    }
+
     /// Reads it.
     ///
     /// # Errors

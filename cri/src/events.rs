@@ -17,7 +17,7 @@ use tokio_stream::wrappers::BroadcastStream;
 use crate::container::{State, status};
 use crate::error::{Error, Kind};
 use crate::node::Node;
-use crate::proto::{ContainerEventResponse, ContainerEventType, PodSandboxStatusRequest};
+use crate::proto::{ContainerEventResponse, ContainerEventType};
 use crate::sandbox;
 use crate::service::Stream;
 
@@ -69,12 +69,8 @@ pub(crate) async fn send(node: &Arc<Node>, id: &str, sandbox: &str, kind: Contai
     }
     // Before the snapshot: what changes in between is in it, and in an event of its own.
     let created_at = now();
-    let request = PodSandboxStatusRequest {
-        pod_sandbox_id: sandbox.to_owned(),
-        verbose: false,
-    };
     // A sandbox that was removed has none.
-    let status = sandbox::status::status(node, request).await.ok();
+    let pod = node.sandbox(sandbox).ok();
     let containers = node.containers_of(sandbox).into_iter();
     let records = containers
         .map(|container| container.record())
@@ -83,7 +79,7 @@ pub(crate) async fn send(node: &Arc<Node>, id: &str, sandbox: &str, kind: Contai
         container_id: id.to_owned(),
         container_event_type: kind.into(),
         created_at,
-        pod_sandbox_status: status.and_then(|answer| answer.status),
+        pod_sandbox_status: pod.map(|pod| sandbox::status::of(&pod.record())),
         containers_statuses: records.map(|record| status::of(node, &record)).collect(),
     };
     // Whoever listened has gone.

@@ -25,8 +25,9 @@ use crate::events::Events;
 use crate::image::Images;
 use crate::journal::{Durability, Journal};
 use crate::sandbox::{self, Sandbox};
-use crate::shim::{Options, Shim};
+use crate::shim::Shim;
 use crate::spec::Facts;
+use crate::status::Handlers;
 
 /// What there is. Lists and statuses come from here, never from a disk or a shim.
 pub(crate) struct Node {
@@ -36,6 +37,8 @@ pub(crate) struct Node {
     pub(crate) events: Events,
     /// What the node is.
     pub(crate) facts: Facts,
+    /// What runtime handlers can do, once they were asked.
+    pub(crate) handlers: Handlers,
     sandboxes: Mutex<Table<Sandbox>>,
     containers: Mutex<Table<Container>>,
     sandbox_records: Journal<sandbox::Record>,
@@ -125,6 +128,7 @@ impl Node {
             cni: Cni::open(&config)?,
             events: Events::new(),
             facts: Facts::detect(&config)?,
+            handlers: Handlers::default(),
             sandboxes: Mutex::default(),
             containers: Mutex::default(),
             sandbox_records,
@@ -189,34 +193,6 @@ impl Node {
                 format_args!("sandbox {sandbox} is not ready"),
             )
         })
-    }
-
-    /// What the shims of a runtime handler are told.
-    ///
-    /// # Errors
-    ///
-    /// `NotFound`: no handler has this name.
-    pub(crate) fn options(&self, handler: &str) -> Result<Options> {
-        let name = if handler.is_empty() {
-            &self.config.default_handler
-        } else {
-            handler
-        };
-        let default = crate::config::Handler::default();
-        let found = match self.config.handlers.get(name) {
-            Some(found) => found,
-            None if *name == self.config.default_handler => &default,
-            None => {
-                return Err(Error::not_found(format_args!(
-                    "runtime handler {name:?} is not configured"
-                )));
-            }
-        };
-        Ok(Options::new(
-            found,
-            self.facts.driver,
-            &self.config.state.join("runtime"),
-        ))
     }
 
     /// Takes its id and its name (`sandbox::Record::name`). Its maker has its turn already, so that whoever comes with the

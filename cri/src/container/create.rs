@@ -162,7 +162,7 @@ impl Making<'_> {
         let volumes = self.volumes(&record.config).await?;
         let users = users(&pod.config);
         let prepared = self.node.images.prepare(&record.id, self.image, users.as_ref());
-        let (root, made) = tokio::try_join!(prepared, self.spec(&record, &pod, &shim, volumes))?;
+        let (root, made) = tokio::try_join!(prepared, self.spec(&record, &pod, volumes))?;
         self.container.change(|record| {
             record.cgroup = made.cgroup;
             record.user = Some(made.user);
@@ -241,11 +241,10 @@ impl Making<'_> {
         &self,
         record: &Arc<Record>,
         pod: &Arc<sandbox::Record>,
-        shim: &Shim,
         volumes: Vec<Option<PathBuf>>,
     ) -> Result<spec::Made> {
         let target_pid = self.target(&record.config)?;
-        let sandbox_pid = shim.pid();
+        let sandbox_pid = pod.pid;
         let (node, record, pod) = (Arc::clone(self.node), Arc::clone(record), Arc::clone(pod));
         let image = Arc::clone(self.image);
         let making = tokio::task::spawn_blocking(move || {
@@ -264,7 +263,7 @@ impl Making<'_> {
                 image: &image,
                 image_mounts: &volumes,
                 seccomp: profile.as_deref(),
-                selinux_level: "",
+                selinux_level: &pod.selinux_level,
             };
             spec::make(&node.facts, &asked)
         });
@@ -367,7 +366,7 @@ impl Making<'_> {
             stdout: &log,
             // With a terminal there is one output.
             stderr: if record.config.tty { "" } else { &log },
-            options: &self.node.options(&pod.handler)?,
+            options: &sandbox::options(&self.node.config, &pod.handler)?,
         };
         shim.create_task(&task).await.map(drop)
     }

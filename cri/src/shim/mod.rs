@@ -6,6 +6,7 @@
 //! task.rs     Create Start Kill Wait Delete ...                    its containers
 //! exec.rs     ExecSync (a stream)
 //! dead.rs     containerd-shim-rtc-v2 delete, for one that is gone
+//! info.rs     containerd-shim-rtc-v2 -info: what its runtime can do
 //! ```
 //!
 //! The connection ends with the shim, and only so. Whoever waits for an answer then gets `Unavailable`, and
@@ -13,6 +14,7 @@
 
 mod dead;
 mod exec;
+pub(crate) mod info;
 mod options;
 mod sandbox;
 pub(crate) mod start;

@@ -125,7 +125,13 @@ impl Config {
     ///
     /// `InvalidArgument`, with those that there are.
     pub(crate) fn handler(&self, name: &str) -> Result<&Handler> {
-        static OURS: Handler = Handler { binary: None };
+        static OURS: Handler = Handler {
+            binary: None,
+            pod_annotations: Vec::new(),
+            container_annotations: Vec::new(),
+            privileged_without_host_devices: false,
+            cgroup_writable: false,
+        };
         let name = if name.is_empty() {
             &self.default_handler
         } else {

@@ -28,7 +28,7 @@ use crate::proto::{
 };
 use crate::sandbox::{self, Sandbox};
 use crate::shim::{self, Shim, Task};
-use crate::spec;
+use crate::spec::{self, Files};
 
 /// CreateContainer.
 pub(crate) async fn create(
@@ -172,7 +172,7 @@ impl Making<'_> {
         // From here on its shim may have something of it.
         self.node.record_container(self.container).await?;
         let record = self.container.record();
-        self.bundle(&record, made.spec, made.missing).await?;
+        self.bundle(&record, made.spec).await?;
         self.task(&record, &pod, &shim, root).await?;
         self.container.change(|record| record.state = State::Created);
         self.node.record_container(self.container).await?;
@@ -236,7 +236,7 @@ impl Making<'_> {
         Ok((volume.path, image.id.clone()))
     }
 
-    /// The OCI configuration. Reads the image's files and looks at the host's: off the runtime's threads.
+    /// The OCI configuration. Looks at the host's files: off the runtime's threads.
     async fn spec(
         &self,
         record: &Arc<Record>,
@@ -244,25 +244,21 @@ impl Making<'_> {
         volumes: Vec<Option<PathBuf>>,
     ) -> Result<spec::Made> {
         let target_pid = self.target(&record.config)?;
-        let sandbox_pid = pod.pid;
+        let files = Files::read(&self.node.images, self.image, &record.config).await?;
         let (node, record, pod) = (Arc::clone(self.node), Arc::clone(record), Arc::clone(pod));
         let image = Arc::clone(self.image);
         let making = tokio::task::spawn_blocking(move || {
-            let profile = spec::seccomp_file(&record.config)?
-                .map(|path| {
-                    std::fs::read(&path).with_context(|| format!("seccomp profile {}", path.display()))
-                })
-                .transpose()?;
             let asked = spec::Asked {
                 id: &record.id,
                 sandbox: &record.sandbox,
-                sandbox_pid,
+                sandbox_pid: pod.pid,
                 target_pid,
                 pod: &pod.config,
                 config: &record.config,
-                image: &image,
+                handler: node.config.handler(&pod.handler)?,
+                image: &image.config,
+                files: &files,
                 image_mounts: &volumes,
-                seccomp: profile.as_deref(),
                 selinux_level: &pod.selinux_level,
             };
             spec::make(&node.facts, &asked)
@@ -301,8 +297,8 @@ impl Making<'_> {
         }
     }
 
-    /// Writes the bundle, and makes the host's directories that the container wants.
-    async fn bundle(&self, record: &Arc<Record>, spec: Spec, missing: Vec<PathBuf>) -> Result<()> {
+    /// Writes the bundle, and makes the directory of the log.
+    async fn bundle(&self, record: &Arc<Record>, spec: Spec) -> Result<()> {
         let bundle = clean::bundle(self.node, &record.id);
         let record = Arc::clone(record);
         let writing = tokio::task::spawn_blocking(move || {
@@ -314,9 +310,6 @@ impl Making<'_> {
                 let path = bundle.join(exec_sync::PROCESS);
                 std::fs::write(&path, serde_json::to_vec(process)?)
                     .with_context(|| path.display().to_string())?;
-            }
-            for path in missing {
-                directory(&path, 0o755)?;
             }
             if let Some(parent) = record.log_path.as_deref().and_then(Path::parent) {
                 directory(parent, 0o755)?;

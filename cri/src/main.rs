@@ -12,6 +12,7 @@ mod journal;
 mod log;
 mod metrics;
 mod node;
+mod recovery;
 mod sandbox;
 mod server;
 mod service;
@@ -79,6 +80,7 @@ fn run(path: Option<PathBuf>) -> Result<()> {
         .map_err(anyhow::Error::from)?;
     runtime.block_on(async {
         let node = Node::open(config)?;
+        recovery::recover(&node).await;
         let mut terminate = signal(SignalKind::terminate()).map_err(anyhow::Error::from)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(anyhow::Error::from)?;
         log::info(format_args!(

@@ -50,7 +50,10 @@ pub(crate) async fn serve(node: Arc<Node>, end: impl Future<Output = ()>) -> Res
                 .max_decoding_message_size(MESSAGE_MAX)
                 .max_encoding_message_size(MESSAGE_MAX),
         )
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), end)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
+            end.await;
+            node.events.close();
+        })
         .await
         .context("serve")?;
     let _ = std::fs::remove_file(socket);

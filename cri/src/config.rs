@@ -1,17 +1,22 @@
 //! `config.toml`: every key has a default, an unknown one is refused.
 
 use std::collections::BTreeMap;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// Where it is looked for; a file that is not there is an empty one.
 pub(crate) const PATH: &str = "/etc/rtc-cri/config.toml";
 
+/// There is one where the machine has nothing but cgroup v2.
+const UNIFIED: &str = "/sys/fs/cgroup/cgroup.controllers";
+
 /// What the administrator decides.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
     /// The socket of the server.
@@ -24,6 +29,9 @@ pub(crate) struct Config {
     pub(crate) cgroup_driver: Option<CgroupDriver>,
     /// The containerd shim that runs pods: a path, or a name in PATH or beside this program.
     pub(crate) shim: PathBuf,
+    /// The cgroup of all shims, below the mount point of each hierarchy; left out: `/system.slice/rtc-shims.scope` with
+    /// systemd, else `/rtc-shims`.
+    pub(crate) shim_cgroup: Option<PathBuf>,
     /// The handler that pods with none get.
     pub(crate) default_handler: String,
     /// Handlers by name; the default one is there without being said.
@@ -35,7 +43,7 @@ pub(crate) struct Config {
 }
 
 /// Who makes cgroups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum CgroupDriver {
     Systemd,
@@ -43,15 +51,24 @@ pub(crate) enum CgroupDriver {
 }
 
 /// A way to run containers, as a RuntimeClass names it.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Handler {
     /// A foreign OCI runtime, as `/usr/bin/crun`; left out: ours, inside the shim.
     pub(crate) binary: Option<PathBuf>,
+    /// Annotations of pods that the OCI runtime is shown: names, or beginnings that end in `*`. None but these: a runtime
+    /// obeys annotations (CVE-2024-3154).
+    pub(crate) pod_annotations: Vec<String>,
+    /// The same, of containers.
+    pub(crate) container_annotations: Vec<String>,
+    /// Privileged containers have no more devices than others.
+    pub(crate) privileged_without_host_devices: bool,
+    /// Containers that are not privileged may change their own cgroup, too (cgroup v2 only).
+    pub(crate) cgroup_writable: bool,
 }
 
 /// Networks.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct CniConfig {
     pub(crate) conf_dir: PathBuf,
@@ -61,13 +78,17 @@ pub(crate) struct CniConfig {
 }
 
 /// Images.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ImagesConfig {
     /// containerd's `certs.d`: `<host>/hosts.toml`, `_default/hosts.toml`.
     pub(crate) certs_dir: PathBuf,
     /// Images that are never removed to make room, as `registry.k8s.io/pause:*`.
     pub(crate) pinned: Vec<String>,
+    /// Layers of one pull that are downloaded and unpacked at once.
+    pub(crate) max_parallel_downloads: NonZeroUsize,
+    /// Seconds without a byte from a registry until it is asked anew; not a limit of the whole pull.
+    pub(crate) stall_timeout: NonZeroU64,
 }
 
 impl Default for Config {
@@ -78,6 +99,7 @@ impl Default for Config {
             state: "/run/rtc-cri".into(),
             cgroup_driver: None,
             shim: "containerd-shim-rtc-v2".into(),
+            shim_cgroup: None,
             default_handler: "rtc".into(),
             handlers: BTreeMap::new(),
             cni: CniConfig::default(),
@@ -102,11 +124,55 @@ impl Default for ImagesConfig {
         Self {
             certs_dir: "/etc/containerd/certs.d".into(),
             pinned: Vec::new(),
+            max_parallel_downloads: const { NonZeroUsize::new(3).expect("not 0") },
+            stall_timeout: const { NonZeroU64::new(60).expect("not 0") },
         }
     }
 }
 
 impl Config {
+    /// A handler by its name; an empty one is the default.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument`, with those that there are.
+    pub(crate) fn handler(&self, name: &str) -> Result<&Handler> {
+        static OURS: LazyLock<Handler> = LazyLock::new(Handler::default);
+        let name = if name.is_empty() {
+            &self.default_handler
+        } else {
+            name
+        };
+        match self.handlers.get(name) {
+            Some(handler) => Ok(handler),
+            None if *name == self.default_handler => Ok(&OURS),
+            None => {
+                let known: Vec<&str> = self.handler_names().collect();
+                Err(Error::invalid(format_args!(
+                    "runtime_handler: {name:?}: must be one of {known:?}, or be added to config.toml (`[handlers.{name}]`)"
+                )))
+            }
+        }
+    }
+
+    /// The names of all handlers, the default one first.
+    pub(crate) fn handler_names(&self) -> impl Iterator<Item = &str> {
+        let others = self.handlers.keys().filter(|name| **name != self.default_handler);
+        std::iter::once(&self.default_handler)
+            .chain(others)
+            .map(String::as_str)
+    }
+
+    /// Who makes cgroups.
+    pub(crate) fn driver(&self) -> CgroupDriver {
+        // sd_booted(3)
+        let found = || match Path::new("/run/systemd/system").is_dir() && Path::new(UNIFIED).exists() {
+            true => CgroupDriver::Systemd,
+            false => CgroupDriver::Cgroupfs,
+        };
+        self.cgroup_driver.unwrap_or_else(found)
+    }
+
     /// Reads it.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ mod config;
 mod container;
 mod error;
 mod events;
+mod id;
 mod image;
 mod journal;
 mod log;

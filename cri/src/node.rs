@@ -23,15 +23,23 @@ use crate::container::{self, Container};
 use crate::error::{Error, Kind, Result};
 use crate::events::Events;
 use crate::image::Images;
+use crate::image::pulls::Pulls;
 use crate::journal::{Durability, Journal};
 use crate::sandbox::{self, Sandbox};
+use crate::shim::cgroup::ShimCgroup;
+use crate::status::Handlers;
 
 /// What there is. Lists and statuses come from here, never from a disk or a shim.
 pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) images: Arc<Images>,
+    pub(crate) pulls: Pulls,
     pub(crate) cni: Cni,
     pub(crate) events: Events,
+    /// The cgroup of all shims.
+    pub(crate) shims: ShimCgroup,
+    /// What runtime handlers can do, once they were asked.
+    pub(crate) handlers: Handlers,
     sandboxes: Mutex<Table<Sandbox>>,
     containers: Mutex<Table<Container>>,
     sandbox_records: Journal<sandbox::Record>,
@@ -118,8 +126,11 @@ impl Node {
         let (container_records, containers) = Journal::open(&containers, Durability::Plain)?;
         let node = Self {
             images: Arc::new(Images::open(&config)?),
+            pulls: Pulls::default(),
             cni: Cni::open(&config)?,
             events: Events::new(),
+            shims: ShimCgroup::open(&config),
+            handlers: Handlers::default(),
             sandboxes: Mutex::default(),
             containers: Mutex::default(),
             sandbox_records,

@@ -88,7 +88,12 @@ impl Images {
     /// # Errors
     ///
     /// It has more bytes than `most`; the disk.
-    pub(crate) async fn read_file(&self, _image: &Image, _path: &Path, _most: u64) -> Result<Option<Vec<u8>>> {
+    pub(crate) async fn read_file(
+        &self,
+        _image: &Image,
+        _path: &Path,
+        _most: u64,
+    ) -> Result<Option<Vec<u8>>> {
         Ok(None)
     }
 
@@ -97,7 +102,12 @@ impl Images {
     /// # Errors
     ///
     /// `sub_path` is not in the image.
-    pub(crate) async fn mount_volume(&self, _container: &str, _image: &Image, _sub_path: &str) -> Result<Volume> {
+    pub(crate) async fn mount_volume(
+        &self,
+        _container: &str,
+        _image: &Image,
+        _sub_path: &str,
+    ) -> Result<Volume> {
         Err(Error::text(Kind::Unimplemented, "image volumes: not yet"))
     }
 }

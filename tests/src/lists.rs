@@ -13,10 +13,14 @@ const RUNC_EXCEPTIONS: &str = include_str!("../exceptions/runc.txt");
 const SHIM_EXCEPTIONS: &str = include_str!("../exceptions/containerd-shim-runc-v2.txt");
 const CRUN_EXCEPTIONS: &str = include_str!("../exceptions/crun.txt");
 
+const CONTAINERD_EXCEPTIONS: &str = include_str!("../exceptions/containerd.txt");
 const FOREIGN_EXCEPTIONS: &str = include_str!("../exceptions/binary-name.txt");
 
 /// Our shim with a runtime that is not built into it.
 pub(crate) const FOREIGN: &str = "binary-name";
+
+/// containerd in place of our CRI server.
+pub(crate) const CONTAINERD: &str = "containerd";
 
 fn lines(text: &'static str) -> impl Iterator<Item = &'static str> {
     text.lines()
@@ -49,6 +53,7 @@ pub(crate) fn expected_failure(peer: Option<&str>, area: &str, test: &str) -> Op
     let exceptions = match peer? {
         "runc" => RUNC_EXCEPTIONS,
         "containerd-shim-runc-v2" => SHIM_EXCEPTIONS,
+        CONTAINERD => CONTAINERD_EXCEPTIONS,
         FOREIGN => FOREIGN_EXCEPTIONS,
         _ => CRUN_EXCEPTIONS,
     };

@@ -55,6 +55,15 @@ pub(crate) enum CgroupDriver {
 pub(crate) struct Handler {
     /// A foreign OCI runtime, as `/usr/bin/crun`; left out: ours, inside the shim.
     pub(crate) binary: Option<PathBuf>,
+    /// Annotations of pods that the OCI runtime is shown: names, or beginnings that end in `*`. None but these: a runtime
+    /// obeys annotations (CVE-2024-3154).
+    pub(crate) pod_annotations: Vec<String>,
+    /// The same, of containers.
+    pub(crate) container_annotations: Vec<String>,
+    /// Privileged containers have no more devices than others.
+    pub(crate) privileged_without_host_devices: bool,
+    /// Containers that are not privileged may change their own cgroup, too (cgroup v2 only).
+    pub(crate) cgroup_writable: bool,
 }
 
 /// Networks.

@@ -23,6 +23,7 @@ use crate::container::{self, Container};
 use crate::error::{Error, Kind, Result};
 use crate::events::Events;
 use crate::image::Images;
+use crate::image::pulls::Pulls;
 use crate::journal::{Durability, Journal};
 use crate::sandbox::{self, Sandbox};
 use crate::shim::cgroup::ShimCgroup;
@@ -32,6 +33,7 @@ use crate::status::Handlers;
 pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) images: Arc<Images>,
+    pub(crate) pulls: Pulls,
     pub(crate) cni: Cni,
     pub(crate) events: Events,
     /// The cgroup of all shims.
@@ -124,6 +126,7 @@ impl Node {
         let (container_records, containers) = Journal::open(&containers, Durability::Plain)?;
         let node = Self {
             images: Arc::new(Images::open(&config)?),
+            pulls: Pulls::default(),
             cni: Cni::open(&config)?,
             events: Events::new(),
             shims: ShimCgroup::open(&config),

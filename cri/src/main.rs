@@ -12,6 +12,7 @@ mod journal;
 mod log;
 mod metrics;
 mod node;
+mod notify;
 mod sandbox;
 mod server;
 mod service;
@@ -37,6 +38,7 @@ rtc-cri: CRI v1 server
   rtc-cri [--config FILE]
 
   --config FILE   default /etc/rtc-cri/config.toml, which need not exist
+  --print-config  the default configuration, with every key, and end
   --version
 ";
 
@@ -46,6 +48,10 @@ fn main() -> ExitCode {
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
             Some("--config") => path = arguments.next().map(PathBuf::from),
+            Some("--print-config") => {
+                print!("{}", config::DEFAULT);
+                return ExitCode::SUCCESS;
+            }
             Some("--version") => {
                 println!("rtc-cri {}", env!("CARGO_PKG_VERSION"));
                 return ExitCode::SUCCESS;

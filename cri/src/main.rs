@@ -13,6 +13,7 @@ mod log;
 mod metrics;
 mod node;
 mod recovery;
+mod notify;
 mod sandbox;
 mod server;
 mod service;
@@ -38,6 +39,7 @@ rtc-cri: CRI v1 server
   rtc-cri [--config FILE]
 
   --config FILE   default /etc/rtc-cri/config.toml, which need not exist
+  --print-config  the default configuration, with every key, and end
   --version
 ";
 
@@ -47,6 +49,10 @@ fn main() -> ExitCode {
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
             Some("--config") => path = arguments.next().map(PathBuf::from),
+            Some("--print-config") => {
+                print!("{}", config::DEFAULT);
+                return ExitCode::SUCCESS;
+            }
             Some("--version") => {
                 println!("rtc-cri {}", env!("CARGO_PKG_VERSION"));
                 return ExitCode::SUCCESS;

@@ -15,6 +15,7 @@ use crate::error::{Error, Kind, Result};
 use crate::node::Node;
 use crate::proto::*;
 use crate::shim::start::{self, Start};
+use crate::spec::selinux;
 use crate::{id, log};
 
 /// RunPodSandbox. A retry, by the same name, uid, namespace and attempt, waits for the one that is on its way, or finds
@@ -25,7 +26,7 @@ pub(crate) async fn run(node: &Arc<Node>, request: RunPodSandboxRequest) -> Resu
         .ok_or_else(|| Error::invalid("config: must be given"))?;
     check::config(&config, node.config.driver() == CgroupDriver::Systemd)?;
     node.config.handler(&request.runtime_handler)?;
-    let record = record_of(config, request.runtime_handler)?;
+    let record = record_of(node, config, request.runtime_handler)?;
     loop {
         let sandbox = Arc::new(Sandbox::new(record.clone()));
         let _turn = sandbox.turn.lock().await;
@@ -65,12 +66,12 @@ fn found(node: &Node, other: &Sandbox) -> Result<Option<RunPodSandboxResponse>> 
     }
 }
 
-fn record_of(config: PodSandboxConfig, handler: String) -> Result<Record> {
+fn record_of(node: &Node, config: PodSandboxConfig, handler: String) -> Result<Record> {
     let id = id::new()?;
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
-    let level = selinux_level(&config);
+    let level = selinux_level(node, &config, &id);
     let mut record = Record {
         id,
         config,
@@ -89,13 +90,27 @@ fn record_of(config: PodSandboxConfig, handler: String) -> Result<Record> {
     Ok(record)
 }
 
-fn selinux_level(config: &PodSandboxConfig) -> String {
+/// What is asked for, else one that no other pod has; none where SELinux is off.
+fn selinux_level(node: &Node, config: &PodSandboxConfig, id: &str) -> String {
+    if node.facts.selinux.is_none() {
+        return String::new();
+    }
     let context = config
         .linux
         .as_ref()
         .and_then(|linux| linux.security_context.as_ref());
     let options = context.and_then(|context| context.selinux_options.as_ref());
-    options.map(|options| options.level.clone()).unwrap_or_default()
+    match options {
+        Some(options) if !options.level.is_empty() => options.level.clone(),
+        _ => {
+            let others = node.sandboxes();
+            let taken: Vec<String> = others
+                .iter()
+                .map(|other| other.record().selinux_level.clone())
+                .collect();
+            selinux::level(id, &taken)
+        }
+    }
 }
 
 /// Makes it, or leaves nothing of it.

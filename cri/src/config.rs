@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,9 @@ pub(crate) struct Config {
     pub(crate) cgroup_driver: Option<CgroupDriver>,
     /// The containerd shim that runs pods: a path, or a name in PATH or beside this program.
     pub(crate) shim: PathBuf,
+    /// The cgroup of all shims, below the mount point of each hierarchy; left out: `/system.slice/rtc-shims.scope` with
+    /// systemd, else `/rtc-shims`.
+    pub(crate) shim_cgroup: Option<PathBuf>,
     /// The handler that pods with none get.
     pub(crate) default_handler: String,
     /// Handlers by name; the default one is there without being said.
@@ -92,6 +96,7 @@ impl Default for Config {
             state: "/run/rtc-cri".into(),
             cgroup_driver: None,
             shim: "containerd-shim-rtc-v2".into(),
+            shim_cgroup: None,
             default_handler: "rtc".into(),
             handlers: BTreeMap::new(),
             cni: CniConfig::default(),
@@ -128,13 +133,7 @@ impl Config {
     ///
     /// `InvalidArgument`, with those that there are.
     pub(crate) fn handler(&self, name: &str) -> Result<&Handler> {
-        static OURS: Handler = Handler {
-            binary: None,
-            pod_annotations: Vec::new(),
-            container_annotations: Vec::new(),
-            privileged_without_host_devices: false,
-            cgroup_writable: false,
-        };
+        static OURS: LazyLock<Handler> = LazyLock::new(Handler::default);
         let name = if name.is_empty() {
             &self.default_handler
         } else {

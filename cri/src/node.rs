@@ -26,6 +26,7 @@ use crate::image::Images;
 use crate::journal::{Durability, Journal};
 use crate::sandbox::{self, Sandbox};
 use crate::shim::Shim;
+use crate::shim::cgroup::ShimCgroup;
 use crate::spec::Facts;
 use crate::status::Handlers;
 
@@ -37,6 +38,8 @@ pub(crate) struct Node {
     pub(crate) events: Events,
     /// What the node is.
     pub(crate) facts: Facts,
+    /// The cgroup of all shims.
+    pub(crate) shims: ShimCgroup,
     /// What runtime handlers can do, once they were asked.
     pub(crate) handlers: Handlers,
     sandboxes: Mutex<Table<Sandbox>>,
@@ -128,6 +131,7 @@ impl Node {
             cni: Cni::open(&config)?,
             events: Events::new(),
             facts: Facts::detect(&config)?,
+            shims: ShimCgroup::open(&config),
             handlers: Handlers::default(),
             sandboxes: Mutex::default(),
             containers: Mutex::default(),

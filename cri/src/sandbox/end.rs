@@ -51,13 +51,22 @@ async fn network(node: &Node, sandbox: &Sandbox) -> Result<()> {
 async fn shim(node: &Node, sandbox: &Sandbox) -> Result<()> {
     let config = &node.config;
     let bundle = bundle(config, &sandbox.id);
-    let shut = match sandbox.shim() {
-        Some(shim) => shut_down(&shim).await,
+    let socket = start::socket(&config.state, &sandbox.id);
+    let shim = match sandbox.shim() {
+        Some(shim) => Some(shim),
+        // One that an earlier rtc-cri started, and had no time to record.
+        None => {
+            let address = format!("unix://{}", socket.display());
+            Shim::reconnect(&address, &sandbox.id, &bundle).await.ok()
+        }
+    };
+    let shut = match &shim {
+        Some(shim) => shut_down(shim).await,
         None => false,
     };
     if !shut {
         shim::delete(&start::program(&config.shim)?, &sandbox.id, &bundle).await?;
-        start::remove_socket(&start::socket(&config.state, &sandbox.id));
+        start::remove_socket(&socket);
     }
     sandbox.set_shim(None);
     Ok(())

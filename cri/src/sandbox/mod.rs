@@ -13,6 +13,7 @@ mod check;
 mod end;
 pub(crate) mod list;
 mod netns;
+pub(crate) mod recover;
 pub(crate) mod remove;
 pub(crate) mod run;
 pub(crate) mod status;

@@ -132,6 +132,7 @@ async fn steps(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<()> {
         bundle: &bundle,
         socket: &start::socket(&node.config.state, &sandbox.id),
         options: &options(&node.config, &record.handler)?,
+        cgroup: &node.shims,
         debug: node.config.debug,
     })
     .await?;

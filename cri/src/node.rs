@@ -23,6 +23,7 @@ use crate::container::{self, Container};
 use crate::error::{Error, Kind, Result};
 use crate::events::Events;
 use crate::image::Images;
+use crate::image::pulls::Pulls;
 use crate::journal::{Durability, Journal};
 use crate::sandbox::{self, Sandbox};
 use crate::shim::Shim;
@@ -34,6 +35,7 @@ use crate::status::Handlers;
 pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) images: Arc<Images>,
+    pub(crate) pulls: Pulls,
     pub(crate) cni: Cni,
     pub(crate) events: Events,
     /// What the node is.
@@ -128,6 +130,7 @@ impl Node {
         let (container_records, containers) = Journal::open(&containers, Durability::Plain)?;
         let node = Self {
             images: Arc::new(Images::open(&config)?),
+            pulls: Pulls::default(),
             cni: Cni::open(&config)?,
             events: Events::new(),
             facts: Facts::detect(&config)?,

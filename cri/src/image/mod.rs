@@ -10,12 +10,14 @@
 //!
 //! A `Writer` or `Wanted` that is dropped before the commit leaves nothing.
 
+mod beneath;
 mod configuration;
 pub(crate) mod fs_info;
 mod layer;
 pub(crate) mod list;
 mod merged;
 pub(crate) mod pull;
+mod removal;
 pub(crate) mod remove;
 mod snapshot;
 pub(crate) mod status;

@@ -1,7 +1,15 @@
-"""report.py REPORT: what critest's JSON report says: each spec that failed or was skipped, and the counts."""
+"""report.py REPORT [AGAIN] [--failed]: what critest's JSON report says: each spec that failed or was skipped, and the counts.
+
+AGAIN is the report of what failed, run again alone: a spec that passed there counts as passed, and is called unsteady.
+--failed prints a regular expression of the specs to run again, or nothing.
+"""
 
 import json
+import re
 import sys
+
+AGAIN = 10  # more failures than this are no accident: not run again
+UNSTEADY = 2  # so many specs may pass only alone
 
 
 def specs(path):
@@ -12,22 +20,46 @@ def specs(path):
         # Filtered out by us (--focus, benchmarks): not there, rather than skipped.
         filtered = spec["State"] == "skipped" and not spec.get("Failure", {}).get("Message")
         if spec["LeafNodeType"] == "It" and not filtered:
-            why = spec.get("Failure", {}).get("Message", "").replace("\n", " ")
+            failure = spec.get("Failure", {})
+            place = failure.get("Location", {})
+            where = f" ({place['FileName'].rsplit('/', 1)[-1]}:{place['LineNumber']})" if place.get("FileName") else ""
+            why = failure.get("Message", "").replace("\n", " ")[:300] + where
             yield name, spec["State"], spec["RunTime"] / 1e9, why
 
 
-def main(path):
+def fails(state):
+    # failed, panicked, timedout, interrupted, aborted
+    return state not in ("passed", "skipped")
+
+
+def to_run_again(found):
+    failed = [re.escape(name) for name, state, _, _ in found if fails(state)]
+    return f"({'|'.join(failed)})$" if 0 < len(failed) <= AGAIN else ""
+
+
+def main(path, again=None):
     counts = {"passed": 0, "failed": 0, "skipped": 0}
-    found = sorted(specs(path))
+    second = {name: state for name, state, _, _ in specs(again)} if again else {}
+    found, unsteady = sorted(specs(path)), []
     for name, state, seconds, why in found:
-        # panicked, timedout, interrupted, aborted
-        counts[state if state in counts else "failed"] += 1
+        if fails(state) and second.get(name) == "passed":
+            unsteady.append(f"unsteady {name}: {state}, then passed alone\n         {why}")
+            state = "passed"
+        counts["failed" if fails(state) else state] += 1
         if state != "passed":
-            print(f"{state:8} {name} ({seconds:.1f} s)\n         {why[:300]}")
+            print(f"{state:8} {name} ({seconds:.1f} s)\n         {why}")
+    print(*unsteady, sep="\n", end="\n" if unsteady else "")
+    if len(unsteady) > UNSTEADY:
+        print(f"failed   {len(unsteady)} specs passed only alone, {UNSTEADY} may")
+        counts["failed"] += 1
     slowest = sorted(found, key=lambda spec: -spec[2])[:3]
     print("slowest: " + "; ".join(f"{name} ({seconds:.0f} s)" for name, _, seconds, _ in slowest))
     print(", ".join(f"{count} {state}" for state, count in counts.items()))
-    sys.exit(1 if counts["failed"] or not counts["passed"] else 0)
+    return 1 if counts["failed"] or not counts["passed"] else 0
 
 
-main(sys.argv[1])
+arguments = [argument for argument in sys.argv[1:] if argument != "--failed"]
+if "--failed" in sys.argv:
+    print(to_run_again(sorted(specs(arguments[0]))))
+else:
+    sys.exit(main(*arguments))

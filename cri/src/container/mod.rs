@@ -78,6 +78,14 @@ pub(crate) struct Container {
     pub(crate) turn: tokio::sync::Mutex<()>,
 }
 
+impl Record {
+    /// What only one container can be called: a retry of CreateContainer asks for it again.
+    pub(crate) fn name(&self) -> String {
+        let metadata = self.config.metadata.clone().unwrap_or_default();
+        format!("{} {:?} {}", self.sandbox, metadata.name, metadata.attempt)
+    }
+}
+
 impl Container {
     pub(crate) fn new(record: Record) -> Self {
         Self {

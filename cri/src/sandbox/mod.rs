@@ -58,6 +58,17 @@ pub(crate) struct Sandbox {
     pub(crate) turn: tokio::sync::Mutex<()>,
 }
 
+impl Record {
+    /// What only one sandbox can be called: a retry of RunPodSandbox asks for it again.
+    pub(crate) fn name(&self) -> String {
+        let metadata = self.config.metadata.clone().unwrap_or_default();
+        format!(
+            "{:?} {:?} {:?} {}",
+            metadata.namespace, metadata.name, metadata.uid, metadata.attempt
+        )
+    }
+}
+
 impl Sandbox {
     pub(crate) fn new(record: Record) -> Self {
         Self {

@@ -1,0 +1,176 @@
+//! `containerd-shim-rtc-v2 start`, as containerd 2.3 and later call it: parameters on standard input, `BootstrapResult` on
+//! standard output.
+
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, Extension, LogLevel};
+use containerd_shim_protos::protobuf::{EnumOrUnknown, Message as _, MessageField};
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
+
+use super::{Options, Shim};
+use crate::error::{Error, Kind, Result};
+
+/// containerd's namespace for Kubernetes: part of names only.
+pub(super) const NAMESPACE: &str = "k8s.io";
+
+/// How long `start` may take. It copies nothing and waits for no disk, but a machine may be busy.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// So many digits of a sandbox's id are in the name of its socket, which must be short (unix(7)).
+const DIGITS: usize = 24;
+
+/// A shim that is to be.
+#[derive(Debug)]
+pub(crate) struct Start<'a> {
+    /// The program.
+    pub(crate) program: &'a Path,
+    /// The sandbox's id.
+    pub(crate) id: &'a str,
+    pub(crate) bundle: &'a Path,
+    /// Where it listens (`socket`).
+    pub(crate) socket: &'a Path,
+    pub(crate) options: &'a Options,
+    pub(crate) debug: bool,
+}
+
+/// Where the shim of a sandbox listens.
+pub(crate) fn socket(state: &Path, id: &str) -> PathBuf {
+    state.join("s").join(id.get(..DIGITS).unwrap_or(id))
+}
+
+/// The program of a shim: a path; or a name, which is looked for beside this program, then in PATH.
+///
+/// # Errors
+///
+/// It is nowhere.
+pub(crate) fn program(name: &Path) -> Result<PathBuf> {
+    if name.components().count() > 1 {
+        return Ok(name.to_owned());
+    }
+    let own = std::env::current_exe().ok();
+    let beside = own
+        .as_deref()
+        .and_then(Path::parent)
+        .map(|directory| directory.join(name));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let in_path = std::env::split_paths(&path).map(|directory| directory.join(name));
+    let found = beside
+        .into_iter()
+        .chain(in_path)
+        .find(|program| program.is_file());
+    found.ok_or_else(|| {
+        Error::text(
+            Kind::FailedPrecondition,
+            format_args!(
+                "shim: {name:?}: is neither beside rtc-cri nor in PATH: install it, or set `shim` to its path"
+            ),
+        )
+    })
+}
+
+/// Starts the shim of a sandbox, and connects to it.
+///
+/// # Errors
+///
+/// Why it does not start, in the shim's words; there is none then.
+pub(crate) async fn start(start: &Start<'_>) -> Result<Arc<Shim>> {
+    let address = run(start)
+        .await
+        .with_context(|| format!("start {}", start.program.display()))?;
+    Shim::connect(&address, start.id).await
+}
+
+/// Returns the address.
+async fn run(start: &Start<'_>) -> anyhow::Result<String> {
+    if let Some(directory) = start.socket.parent() {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .with_context(|| format!("mkdir {}", directory.display()))?;
+    }
+    let mut command = command(start.program, start.id, start.bundle);
+    command.arg("-socket").arg(start.socket);
+    if start.debug {
+        command.arg("-debug");
+    }
+    let mut child = command
+        .arg("start")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut input = child.stdin.take().context("a pipe")?;
+    let parameters = parameters(start)?;
+    let talking = async {
+        // One that ends early says why.
+        let _ = input.write_all(&parameters).await;
+        drop(input);
+        child.wait_with_output().await
+    };
+    let output = match tokio::time::timeout(DEADLINE, talking).await {
+        Ok(output) => output?,
+        Err(_) => bail!("it does not answer within {DEADLINE:?}"),
+    };
+    if !output.status.success() {
+        let why = String::from_utf8_lossy(&output.stderr);
+        bail!("{}: {}", output.status, why.trim());
+    }
+    let result = BootstrapResult::parse_from_bytes(&output.stdout).context("its answer")?;
+    if result.protocol != "ttrpc" || result.version != 3 {
+        bail!(
+            "it speaks {:?}, version {}: must be \"ttrpc\", version 3",
+            result.protocol,
+            result.version
+        );
+    }
+    Ok(result.address)
+}
+
+/// What all actions have in common.
+pub(super) fn command(program: &Path, id: &str, bundle: &Path) -> Command {
+    let mut command = Command::new(program);
+    // Ours has addresses of systemd's, which are for us alone.
+    command.env_clear();
+    if let Some(path) = std::env::var_os("PATH") {
+        command.env("PATH", path);
+    }
+    command
+        .args(["-namespace", NAMESPACE, "-id", id, "-bundle"])
+        .arg(bundle);
+    command
+}
+
+fn parameters(start: &Start<'_>) -> anyhow::Result<Vec<u8>> {
+    let level = if start.debug {
+        LogLevel::LOG_LEVEL_DEBUG
+    } else {
+        LogLevel::LOG_LEVEL_INFO
+    };
+    let parameters = BootstrapParams {
+        instance_id: start.id.to_owned(),
+        namespace: NAMESPACE.into(),
+        log_level: EnumOrUnknown::new(level),
+        extensions: vec![Extension {
+            value: MessageField::some(start.options.to_any()),
+            ..Extension::default()
+        }],
+        ..BootstrapParams::default()
+    };
+    Ok(parameters.write_to_bytes()?)
+}
+
+/// Removes a socket that nobody listens on, of a `start` that was killed.
+pub(crate) fn remove_socket(path: &Path) {
+    if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        // One that is gone is what is wanted.
+        let _ = std::fs::remove_file(path);
+    }
+}

@@ -14,7 +14,9 @@ mod beneath;
 mod configuration;
 pub(crate) mod fs_info;
 mod layer;
+mod layers;
 pub(crate) mod list;
+mod mend;
 mod merged;
 pub(crate) mod pull;
 mod removal;
@@ -23,6 +25,7 @@ mod snapshot;
 pub(crate) mod status;
 mod store;
 pub(crate) mod unpack;
+mod usage;
 mod volume;
 
 use std::path::PathBuf;
@@ -31,8 +34,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use configuration::Configuration;
 pub(crate) use layer::{Wanted, Writer};
-pub(crate) use snapshot::Usage;
 pub(crate) use store::Images;
+pub(crate) use usage::Usage;
 pub(crate) use volume::Volume;
 
 /// An image that is here whole: every layer is unpacked and durable.

@@ -1,6 +1,7 @@
 //! `config.toml`: every key has a default, an unknown one is refused.
 
 use std::collections::BTreeMap;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -68,6 +69,10 @@ pub(crate) struct ImagesConfig {
     pub(crate) certs_dir: PathBuf,
     /// Images that are never removed to make room, as `registry.k8s.io/pause:*`.
     pub(crate) pinned: Vec<String>,
+    /// Layers of one pull that are downloaded and unpacked at once.
+    pub(crate) max_parallel_downloads: NonZeroUsize,
+    /// Seconds without a byte from a registry until it is asked anew; not a limit of the whole pull.
+    pub(crate) stall_timeout: NonZeroU64,
 }
 
 impl Default for Config {
@@ -102,6 +107,8 @@ impl Default for ImagesConfig {
         Self {
             certs_dir: "/etc/containerd/certs.d".into(),
             pinned: Vec::new(),
+            max_parallel_downloads: const { NonZeroUsize::new(3).expect("not 0") },
+            stall_timeout: const { NonZeroU64::new(60).expect("not 0") },
         }
     }
 }

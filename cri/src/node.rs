@@ -23,6 +23,7 @@ use crate::container::{self, Container};
 use crate::error::{Error, Kind, Result};
 use crate::events::Events;
 use crate::image::Images;
+use crate::image::pulls::Pulls;
 use crate::journal::{Durability, Journal};
 use crate::sandbox::{self, Sandbox};
 
@@ -30,6 +31,7 @@ use crate::sandbox::{self, Sandbox};
 pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) images: Arc<Images>,
+    pub(crate) pulls: Pulls,
     pub(crate) cni: Cni,
     pub(crate) events: Events,
     sandboxes: Mutex<Table<Sandbox>>,
@@ -118,6 +120,7 @@ impl Node {
         let (container_records, containers) = Journal::open(&containers, Durability::Plain)?;
         let node = Self {
             images: Arc::new(Images::open(&config)?),
+            pulls: Pulls::default(),
             cni: Cni::open(&config)?,
             events: Events::new(),
             sandboxes: Mutex::default(),

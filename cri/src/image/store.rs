@@ -16,6 +16,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use super::layers::{self, Layers, chains};
+use super::reference::Object;
 use super::snapshot::Snapshots;
 use super::{Configuration, Image, Pulled, Untrusted, Wanted, configuration, merged};
 use crate::config::Config;

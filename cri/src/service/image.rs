@@ -38,11 +38,11 @@ impl ImageService for Images {
     }
 
     async fn pull_image(&self, request: Request<PullImageRequest>) -> Answer<PullImageResponse> {
-        let node = Arc::clone(&self.node);
-        whole("PullImage", async move {
-            image::pull::pull(&node, request.into_inner()).await
-        })
-        .await
+        // Not `whole`: a pull runs in a task of its own, which ends when nobody waits for it any more (image/pulls.rs).
+        answer(
+            "PullImage",
+            image::pull::pull(&self.node, request.into_inner()).await,
+        )
     }
 
     async fn remove_image(&self, request: Request<RemoveImageRequest>) -> Answer<RemoveImageResponse> {

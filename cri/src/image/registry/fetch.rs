@@ -1,0 +1,494 @@
+//! What a pull fetches: a registry's hosts are asked in turn, again after a while where that may help; a blob goes on where
+//! a broken connection left it.
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, HeaderName, HeaderValue, RANGE};
+use hyper::{Method, Response, StatusCode};
+use oci_spec::image::{Descriptor, Digest};
+
+use super::Failure;
+use super::auth::{Authorizer, Given, retry_after};
+use super::client::{Ask, Client, parse_uri};
+use super::digest::{self, Verifier};
+use super::hosts::{self, Host};
+use super::manifest::{self, MAX_DOCUMENT};
+use super::names::Names;
+use super::rounds::{Rounds, Step};
+use crate::error::{Error, Kind, Result};
+use crate::image::reference::{Object, Reference};
+use crate::image::{Wanted, Writer};
+use crate::log;
+
+/// A registry, as one pull sees it.
+pub(crate) struct Registry {
+    reference: Reference,
+    hosts: Vec<Served>,
+    /// Names of hosts that gave what was wrong or could not be reached: asked no more while there are others.
+    out: Mutex<HashSet<usize>>,
+}
+
+struct Served {
+    host: Host,
+    client: Client,
+    authorizer: Authorizer,
+}
+
+/// What a tag or digest stands for.
+pub(crate) struct Resolved {
+    pub(crate) digest: Digest,
+    /// The document itself, where it came with the answer.
+    pub(crate) content: Option<Vec<u8>>,
+}
+
+impl Registry {
+    /// Reads the hosts' configuration.
+    ///
+    /// # Errors
+    ///
+    /// A file that can't be read or understood.
+    pub(crate) async fn open(
+        reference: &Reference,
+        certs_dir: &Path,
+        given: Given,
+        stall: Duration,
+    ) -> Result<Self> {
+        let (reference, certs_dir) = (reference.clone(), certs_dir.to_owned());
+        let made = tokio::task::spawn_blocking(move || Self::make(reference, &certs_dir, &given, stall));
+        made.await.map_err(|error| Error::new(Kind::Unknown, error))?
+    }
+
+    fn make(reference: Reference, certs_dir: &Path, given: &Given, stall: Duration) -> Result<Self> {
+        let names = Names::new()?;
+        let mut served = Vec::new();
+        for host in hosts::of(certs_dir, &reference.domain)? {
+            let client = Client::new(&host, &names, stall)
+                .map_err(|error| Error::new(Kind::FailedPrecondition, error).context(host.name()))?;
+            let credentials = given.of(&reference.domain, &host);
+            served.push(Served {
+                authorizer: Authorizer::new(credentials, reference.path.clone()),
+                client,
+                host,
+            });
+        }
+        Ok(Self {
+            reference,
+            hosts: served,
+            out: Mutex::default(),
+        })
+    }
+
+    /// What the reference stands for now. `ask_only`: by HEAD, for what may be here already.
+    ///
+    /// # Errors
+    ///
+    /// Each host that was asked, and why it did not tell.
+    pub(crate) async fn resolve(&self, ask_only: bool) -> Result<Resolved> {
+        let object = match &self.reference.object {
+            Object::Tag(tag) => tag,
+            Object::Digest(digest) => digest,
+        };
+        let by_digest = match &self.reference.object {
+            Object::Tag(_) => None,
+            Object::Digest(digest) => {
+                let parsed = digest.parse::<Digest>();
+                Some(parsed.map_err(|error| Error::invalid(format_args!("digest {digest}: {error}")))?)
+            }
+        };
+        let path = format!("manifests/{object}");
+        let mut rounds = self.rounds(|host| host.pull && (host.resolve || by_digest.is_some()))?;
+        loop {
+            let (at, served) = self.next(&mut rounds).await?;
+            match self.resolve_at(served, &path, by_digest.as_ref(), ask_only).await {
+                Ok(resolved) => return Ok(resolved),
+                Err(failure) => self.failed_at(&mut rounds, at, failure),
+            }
+        }
+    }
+
+    async fn resolve_at(
+        &self,
+        served: &Served,
+        path: &str,
+        asked: Option<&Digest>,
+        ask_only: bool,
+    ) -> std::result::Result<Resolved, Failure> {
+        if ask_only {
+            let response = served.ask(&self.reference, Method::HEAD, path, 0).await?;
+            if let Some(digest) = named_digest(&response, asked) {
+                return Ok(Resolved {
+                    digest,
+                    content: None,
+                });
+            }
+        }
+        let response = served.ask(&self.reference, Method::GET, path, 0).await?;
+        let named = named_digest(&response, asked);
+        let content = served.client.whole(response.into_body(), MAX_DOCUMENT).await?;
+        let digest = match named {
+            Some(digest) => digest,
+            None => parse_digest(&digest::sha256(&content))?,
+        };
+        digest::verify(&digest, &content)?;
+        Ok(Resolved {
+            digest,
+            content: Some(content),
+        })
+    }
+
+    /// A manifest or an index, by its descriptor.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::resolve`].
+    pub(crate) async fn manifest(&self, digest: &Digest) -> Result<Vec<u8>> {
+        self.document(&format!("manifests/{digest}"), digest).await
+    }
+
+    /// A configuration.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::resolve`].
+    pub(crate) async fn configuration(&self, digest: &Digest) -> Result<Vec<u8>> {
+        self.document(&format!("blobs/{digest}"), digest).await
+    }
+
+    async fn document(&self, path: &str, digest: &Digest) -> Result<Vec<u8>> {
+        let mut rounds = self.rounds(|host| host.pull)?;
+        loop {
+            let (at, served) = self.next(&mut rounds).await?;
+            match served.document(&self.reference, path, digest).await {
+                Ok(content) => return Ok(content),
+                Err(failure) => self.failed_at(&mut rounds, at, failure),
+            }
+        }
+    }
+
+    /// A layer, from the first byte to the last into its unpacker; its digest and size are verified before it is finished.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::resolve`], or the unpacker's.
+    pub(crate) async fn layer(&self, descriptor: &Descriptor, wanted: &Wanted) -> Result<()> {
+        let kind = descriptor.media_type().as_ref();
+        let Some(writer) = wanted.begin(kind).await? else {
+            return Ok(());
+        };
+        let verifier = Verifier::new(descriptor.digest());
+        let mut blob = Blob {
+            path: format!("blobs/{}", descriptor.digest()),
+            size: descriptor.size(),
+            taken: 0,
+            fresh: verifier.map_err(|failure| self.wrong(failure))?,
+            verifier: None,
+            source: None,
+            mixed: false,
+            layer: wanted,
+            kind,
+            writer: Some(writer),
+        };
+        let mut rounds = self.rounds(|host| host.pull)?;
+        loop {
+            let (at, served) = self.next(&mut rounds).await?;
+            let before = blob.taken;
+            let Err(failure) = blob.fetch(served, &self.reference).await else {
+                break;
+            };
+            if blob.taken > before {
+                rounds.progressed();
+            }
+            self.failed_at(&mut rounds, at, failure);
+        }
+        match blob.writer {
+            Some(writer) => writer.finish().await,
+            // Another pull brought it meanwhile.
+            None => Ok(()),
+        }
+    }
+
+    /// Those hosts that may be asked, in their order.
+    fn rounds(&self, may: impl Fn(&Host) -> bool) -> Result<Rounds> {
+        let all: Vec<usize> = (0..self.hosts.len())
+            .filter(|at| may(&self.hosts[*at].host))
+            .collect();
+        if all.is_empty() {
+            let why = format_args!(
+                "no host of {} may be asked: see its hosts.toml",
+                self.reference.domain
+            );
+            return Err(Error::text(Kind::FailedPrecondition, why));
+        }
+        Ok(Rounds::new(self.without_out(&all)))
+    }
+
+    /// The host to ask now; waits where it has to.
+    async fn next(&self, rounds: &mut Rounds) -> Result<(usize, &Served)> {
+        loop {
+            match rounds.next() {
+                Step::Ask(at) => return Ok((at, &self.hosts[at])),
+                Step::Pause(pause) => tokio::time::sleep(pause).await,
+                Step::GiveUp => {
+                    let named = |(at, failure): (usize, Failure)| (self.hosts[at].host.name(), failure);
+                    let told: Vec<_> = std::mem::take(&mut rounds.told).into_iter().map(named).collect();
+                    return Err(self.failed(&told));
+                }
+            }
+        }
+    }
+
+    fn failed_at(&self, rounds: &mut Rounds, at: usize, failure: Failure) {
+        log::debug(|| {
+            format!(
+                "{} from {}: {failure}",
+                self.reference,
+                self.hosts[at].host.name()
+            )
+        });
+        if matches!(failure, Failure::Unreachable(_) | Failure::Wrong(_)) {
+            self.out_locked().insert(at);
+        }
+        rounds.failed(at, failure);
+    }
+
+    fn out_locked(&self) -> std::sync::MutexGuard<'_, HashSet<usize>> {
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn without_out(&self, all: &[usize]) -> Vec<usize> {
+        let out = self.out_locked();
+        let left: Vec<usize> = all.iter().copied().filter(|at| !out.contains(at)).collect();
+        if left.is_empty() { all.to_vec() } else { left }
+    }
+
+    /// What was downloaded is not what can be taken.
+    pub(crate) fn wrong(&self, failure: Failure) -> Error {
+        self.failed(&[(String::new(), failure)])
+    }
+
+    /// One error of all that was tried: its kind is the last host's, which is the registry itself.
+    fn failed(&self, told: &[(String, Failure)]) -> Error {
+        let kind = told.last().map_or(Kind::Unknown, |(_, failure)| failure.kind());
+        let mut text = String::new();
+        // What the kubelet looks for (cri-api, `ErrRegistryUnavailable`).
+        if kind == Kind::Unavailable {
+            text.push_str("RegistryUnavailable: ");
+        }
+        text.push_str(&format!("image {}", self.reference));
+        for (at, (host, failure)) in told.iter().enumerate() {
+            text.push_str(if at == 0 { ": " } else { "; " });
+            if !host.is_empty() && !failure.is_ours() {
+                text.push_str(&format!("{host}: "));
+            }
+            text.push_str(&failure.to_string());
+        }
+        Error::text(kind, text)
+    }
+}
+
+impl Served {
+    /// Asks for what is at a path of the repository, from a byte on.
+    async fn ask(
+        &self,
+        reference: &Reference,
+        method: Method,
+        path: &str,
+        from: u64,
+    ) -> std::result::Result<Response<Incoming>, Failure> {
+        let address = format!(
+            "{}{}/{}/{path}",
+            self.client.base(),
+            self.host.path,
+            reference.path
+        );
+        // A mirror is told whose image it is (containerd's, and CRI-O's).
+        let namespace = if self.host.upstream && !self.is_stranger(reference) {
+            String::new()
+        } else {
+            format!("?ns={}", reference.domain)
+        };
+        let mut ask = Ask::new(method, parse_uri(&format!("{address}{namespace}"))?);
+        if path.starts_with("manifests/") {
+            ask = ask.header(ACCEPT, HeaderValue::from_static(manifest::ACCEPT));
+        }
+        if from > 0
+            && let Ok(range) = HeaderValue::from_str(&format!("bytes={from}-"))
+        {
+            ask = ask.header(RANGE, range);
+        }
+        let response = self.authorizer.send(&self.client, ask).await?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let wait = retry_after(response.headers());
+        let status = response.status();
+        let reason = match self.client.whole(response.into_body(), 64 << 10).await {
+            Ok(body) => reason(&body),
+            Err(_) => String::new(),
+        };
+        let what = format!("{path}: {status}{reason}");
+        Err(match status.as_u16() {
+            401 | 403 => Failure::Denied(what),
+            404 | 410 => Failure::Absent(what),
+            408 | 429 | 500 | 502..=504 => Failure::Busy(what, wait),
+            _ => Failure::Wrong(what),
+        })
+    }
+
+    async fn document(
+        &self,
+        reference: &Reference,
+        path: &str,
+        digest: &Digest,
+    ) -> std::result::Result<Vec<u8>, Failure> {
+        let response = self.ask(reference, Method::GET, path, 0).await?;
+        let content = self.client.whole(response.into_body(), MAX_DOCUMENT).await?;
+        digest::verify(digest, &content)?;
+        Ok(content)
+    }
+
+    /// The registry itself, but under an address that is not its name's.
+    fn is_stranger(&self, reference: &Reference) -> bool {
+        let known = match reference.domain.as_str() {
+            "docker.io" => "registry-1.docker.io",
+            domain => domain,
+        };
+        !self.host.authority.eq_ignore_ascii_case(known)
+    }
+}
+
+/// What a registry says of an error (distribution-spec, "Error Codes"), made short.
+fn reason(body: &[u8]) -> String {
+    let Ok(json) = serde_json::from_slice::<serde_json::Value>(body) else {
+        return String::new();
+    };
+    let error = &json["errors"][0];
+    let parts: Vec<String> = ["code", "message"]
+        .iter()
+        .filter_map(|field| error[field].as_str())
+        .map(|text| text.chars().filter(|c| !c.is_control()).take(200).collect())
+        .collect();
+    if parts.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", parts.join(": "))
+    }
+}
+
+/// The digest that was asked for, or that the header names.
+fn named_digest<B>(response: &Response<B>, asked: Option<&Digest>) -> Option<Digest> {
+    if let Some(asked) = asked {
+        return Some(asked.clone());
+    }
+    let header = response.headers().get("docker-content-digest")?;
+    header.to_str().ok()?.parse().ok()
+}
+
+fn parse_digest(text: &str) -> std::result::Result<Digest, Failure> {
+    text.parse()
+        .map_err(|error| Failure::wrong(format_args!("digest {text}: {error}")))
+}
+
+/// A layer on its way.
+struct Blob<'a> {
+    path: String,
+    /// Bytes, as the manifest says.
+    size: u64,
+    /// Bytes that the unpacker has.
+    taken: u64,
+    fresh: Verifier,
+    /// Of what was taken.
+    verifier: Option<Verifier>,
+    /// The host that the last bytes are from.
+    source: Option<String>,
+    /// The bytes are from several hosts.
+    mixed: bool,
+    layer: &'a Wanted,
+    kind: &'a str,
+    writer: Option<Writer>,
+}
+
+impl Blob<'_> {
+    /// Goes on with it from a host, to its end.
+    async fn fetch(&mut self, served: &Served, reference: &Reference) -> std::result::Result<(), Failure> {
+        if self.taken < self.size || self.size == 0 {
+            let response = served.ask(reference, Method::GET, &self.path, self.taken).await?;
+            let mut skip = self.begin(&response)?;
+            let mut body = response.into_body();
+            let source = Some(served.host.name());
+            self.mixed |= self.taken > 0 && self.source != source;
+            self.source = source;
+            while let Some(bytes) = served.client.next(&mut body).await? {
+                self.take(&bytes, &mut skip).await?;
+            }
+        }
+        if self.taken < self.size {
+            let why = format!("{}: ended after {} of {} bytes", self.path, self.taken, self.size);
+            return Err(Failure::Broken(why));
+        }
+        let verifier = self.verifier.take().unwrap_or_else(|| self.fresh.clone());
+        let Err(failure) = verifier.finish() else {
+            return Ok(());
+        };
+        // The unpacker has wrong bytes: another host has to begin at the beginning.
+        let mixed = std::mem::take(&mut self.mixed);
+        self.taken = 0;
+        self.writer = None;
+        self.writer = self.layer.begin(self.kind).await?;
+        // Which of several was wrong is not known.
+        Err(if mixed {
+            Failure::Broken(failure.to_string())
+        } else {
+            failure
+        })
+    }
+
+    /// How many bytes of the answer the unpacker has already.
+    fn begin<B>(&self, response: &Response<B>) -> std::result::Result<u64, Failure> {
+        let first = if response.status() == StatusCode::PARTIAL_CONTENT {
+            // `bytes 100-199/200`
+            let range = header(response, CONTENT_RANGE).and_then(|range| range.strip_prefix("bytes "));
+            let range = range.and_then(|range| range.split('-').next()?.parse().ok());
+            range.ok_or_else(|| Failure::wrong("206 Partial Content without a range"))?
+        } else {
+            0
+        };
+        if first > self.taken {
+            let why = format_args!("asked for bytes from {}, got those from {first}", self.taken);
+            return Err(Failure::wrong(why));
+        }
+        let length = header(response, CONTENT_LENGTH)
+            .and_then(|length| length.parse().ok())
+            .unwrap_or_default();
+        if first.saturating_add(length) > self.size {
+            let why = format_args!("{}: more than the {} bytes of the manifest", self.path, self.size);
+            return Err(Failure::wrong(why));
+        }
+        Ok(self.taken - first)
+    }
+
+    async fn take(&mut self, bytes: &[u8], skip: &mut u64) -> std::result::Result<(), Failure> {
+        let known = usize::try_from(*skip).unwrap_or(usize::MAX).min(bytes.len());
+        *skip -= known as u64;
+        let bytes = &bytes[known..];
+        if self.taken + bytes.len() as u64 > self.size {
+            let why = format_args!("{}: more than the {} bytes of the manifest", self.path, self.size);
+            return Err(Failure::wrong(why));
+        }
+        self.verifier
+            .get_or_insert_with(|| self.fresh.clone())
+            .update(bytes);
+        if let Some(writer) = &mut self.writer {
+            writer.write(bytes).await?;
+        }
+        self.taken += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+fn header<B>(response: &Response<B>, name: HeaderName) -> Option<&str> {
+    response.headers().get(name)?.to_str().ok()
+}

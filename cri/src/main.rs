@@ -13,6 +13,7 @@ mod log;
 mod metrics;
 mod node;
 mod notify;
+mod recovery;
 mod sandbox;
 mod server;
 mod service;
@@ -43,7 +44,14 @@ rtc-cri: CRI v1 server
 ";
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    // A process of ours, not a person's word: it is in no usage.
+    if arguments
+        .next_if(|first| first == image::unpack::ARGUMENT)
+        .is_some()
+    {
+        return image::unpack::main(arguments);
+    }
     let mut path: Option<PathBuf> = None;
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
@@ -85,6 +93,7 @@ fn run(path: Option<PathBuf>) -> Result<()> {
         .map_err(anyhow::Error::from)?;
     runtime.block_on(async {
         let node = Node::open(config)?;
+        recovery::recover(&node).await;
         let mut terminate = signal(SignalKind::terminate()).map_err(anyhow::Error::from)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(anyhow::Error::from)?;
         log::info(format_args!(

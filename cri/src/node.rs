@@ -26,7 +26,9 @@ use crate::image::Images;
 use crate::image::pulls::Pulls;
 use crate::journal::{Durability, Journal};
 use crate::sandbox::{self, Sandbox};
+use crate::shim::Shim;
 use crate::shim::cgroup::ShimCgroup;
+use crate::spec::Facts;
 use crate::status::Handlers;
 
 /// What there is. Lists and statuses come from here, never from a disk or a shim.
@@ -36,6 +38,8 @@ pub(crate) struct Node {
     pub(crate) pulls: Pulls,
     pub(crate) cni: Cni,
     pub(crate) events: Events,
+    /// What the node is.
+    pub(crate) facts: Facts,
     /// The cgroup of all shims.
     pub(crate) shims: ShimCgroup,
     /// What runtime handlers can do, once they were asked.
@@ -129,6 +133,7 @@ impl Node {
             pulls: Pulls::default(),
             cni: Cni::open(&config)?,
             events: Events::new(),
+            facts: Facts::detect(&config)?,
             shims: ShimCgroup::open(&config),
             handlers: Handlers::default(),
             sandboxes: Mutex::default(),
@@ -181,6 +186,20 @@ impl Node {
     /// `NotFound`, `InvalidArgument` for the beginning of several.
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>> {
         locked(&self.containers).find("container", id)
+    }
+
+    /// The shim of a sandbox.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`; `FailedPrecondition`: it is stopped.
+    pub(crate) fn shim_of(&self, sandbox: &str) -> Result<Arc<Shim>> {
+        self.sandbox(sandbox)?.shim().ok_or_else(|| {
+            Error::text(
+                Kind::FailedPrecondition,
+                format_args!("sandbox {sandbox} is not ready"),
+            )
+        })
     }
 
     /// Takes its id and its name (`sandbox::Record::name`). Its maker has its turn already, so that whoever comes with the

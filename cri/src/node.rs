@@ -38,10 +38,10 @@ pub(crate) struct Node {
     pub(crate) pulls: Pulls,
     pub(crate) cni: Cni,
     pub(crate) events: Events,
-    /// What the node is.
-    pub(crate) facts: Facts,
     /// The cgroup of all shims.
     pub(crate) shims: ShimCgroup,
+    /// What the node is.
+    pub(crate) facts: Facts,
     /// What runtime handlers can do, once they were asked.
     pub(crate) handlers: Handlers,
     sandboxes: Mutex<Table<Sandbox>>,
@@ -133,8 +133,8 @@ impl Node {
             pulls: Pulls::default(),
             cni: Cni::open(&config)?,
             events: Events::new(),
-            facts: Facts::detect(&config)?,
             shims: ShimCgroup::open(&config),
+            facts: Facts::detect(&config)?,
             handlers: Handlers::default(),
             sandboxes: Mutex::default(),
             containers: Mutex::default(),

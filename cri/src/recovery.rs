@@ -1,7 +1,7 @@
 //! The start: what the journals say is compared with what is true, before the socket is served.
 //!
 //! ```text
-//! sandbox:    its shim is connected to, and watched                     (sandbox/recover.rs)
+//! sandbox:    its shim is connected to                                  (what becomes of one that is gone: sandbox/)
 //! container:  Making ──> removed          nobody was told of it
 //!             Created, Running ── State ──┬─ created, running ──> so it is; Wait
 //!                                         ├─ stopped ──> Exited, as the shim has kept it
@@ -20,14 +20,14 @@ use crate::error::{Kind, Result};
 use crate::events;
 use crate::log;
 use crate::node::Node;
-use crate::sandbox::{self, Sandbox};
+use crate::sandbox::{Sandbox, recover};
 use crate::shim::{self, Phase};
 
 /// Makes the node's memory true again. Nothing in it stops the server: what fails is said.
 pub(crate) async fn recover(node: &Arc<Node>) {
     let mut sandboxes = JoinSet::new();
-    for one in node.sandboxes() {
-        sandboxes.spawn(reconnect(Arc::clone(node), one));
+    for sandbox in node.sandboxes() {
+        sandboxes.spawn(connect(Arc::clone(node), sandbox));
     }
     sandboxes.join_all().await;
     let mut containers = JoinSet::new();
@@ -40,9 +40,9 @@ pub(crate) async fn recover(node: &Arc<Node>) {
     node.images.keep_only(&known).await;
 }
 
-async fn reconnect(node: Arc<Node>, one: Arc<Sandbox>) {
-    if let Err(error) = sandbox::recover::recover(&node, &one).await {
-        log::error(format_args!("sandbox {}: {error}", one.id));
+async fn connect(node: Arc<Node>, sandbox: Arc<Sandbox>) {
+    if let Err(error) = recover::recover(&node, &sandbox).await {
+        log::error(format_args!("sandbox {}: {error}", sandbox.id));
     }
 }
 

@@ -75,6 +75,8 @@ pub(crate) struct CniConfig {
     pub(crate) bin_dirs: Vec<PathBuf>,
     /// Results of ADD, as libcni keeps them.
     pub(crate) cache_dir: PathBuf,
+    /// How long the plugins of a network may take for one pod, in seconds; then they are killed.
+    pub(crate) timeout_seconds: u64,
 }
 
 /// Images.
@@ -115,6 +117,7 @@ impl Default for CniConfig {
             conf_dir: "/etc/cni/net.d".into(),
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             cache_dir: "/var/lib/cni".into(),
+            timeout_seconds: 60,
         }
     }
 }

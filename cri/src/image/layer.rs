@@ -148,7 +148,11 @@ fn command(path: &Path, limits: unpack::Limits) -> Command {
 fn command(path: &Path, limits: unpack::Limits) -> Command {
     let mut command = Command::new("sh");
     let test = "image::unpack::tests::process::the_unpacker --exact --ignored --nocapture --test-threads=1";
-    command.args(["-c", &format!("LAYER=\"$*\" exec {:?} {test}", std::env::current_exe().unwrap()), "sh"]);
+    command.args([
+        "-c",
+        &format!("LAYER=\"$*\" exec {:?} {test}", std::env::current_exe().unwrap()),
+        "sh",
+    ]);
     with_limits(&mut command, path, limits);
     command
 }
@@ -261,7 +265,10 @@ impl Writer {
         }
         let status = self.child.wait().await.context("wait for the unpacker")?;
         #[cfg(test)]
-        let text = text.into_iter().skip_while(|byte| *byte != b'{').collect::<Vec<u8>>();
+        let text = text
+            .into_iter()
+            .skip_while(|byte| *byte != b'{')
+            .collect::<Vec<u8>>();
         let failed = |kind, text: &dyn std::fmt::Display| {
             Err(Error::text(kind, format_args!("layer {}: {text}", self.diff_id)))
         };
@@ -291,7 +298,11 @@ mod tests {
         ] {
             assert!(check_media_type(good).is_ok(), "{good}");
         }
-        for bad in ["", "text/plain", "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"] {
+        for bad in [
+            "",
+            "text/plain",
+            "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+        ] {
             let error = check_media_type(bad).unwrap_err().to_string();
             assert!(error.contains(&format!("{bad:?}")), "{error}");
         }

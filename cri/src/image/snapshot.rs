@@ -120,7 +120,11 @@ impl Images {
         users: Option<&Users>,
     ) -> Result<Vec<RootMount>> {
         check(container)?;
-        let numbers: Vec<u32> = image.layers.iter().filter_map(|path| Layers::number(path)).collect();
+        let numbers: Vec<u32> = image
+            .layers
+            .iter()
+            .filter_map(|path| Layers::number(path))
+            .collect();
         if !self.layers.hold(&numbers) {
             return Err(Error::not_found(format_args!("image {:?} was removed", image.id)));
         }
@@ -129,7 +133,9 @@ impl Images {
         if let Err(error) = result {
             self.layers.release(&numbers);
             layers::remove_later(directory);
-            return Err(error.context(format!("container {container}: its upper layer")).into());
+            return Err(error
+                .context(format!("container {container}: its upper layer"))
+                .into());
         }
         let snapshot = Snapshot {
             layers: numbers,
@@ -179,7 +185,8 @@ impl Images {
     /// Layers of an image that was removed before this server started.
     fn remove_unused(&self, numbers: &[u32]) {
         for number in numbers {
-            if !self.layers.knows(*number) && !self.snapshots.uses(*number)
+            if !self.layers.knows(*number)
+                && !self.snapshots.uses(*number)
                 && let Some(directory) = self.layers.path(*number).parent()
             {
                 layers::remove_later(directory.to_owned());
@@ -206,7 +213,9 @@ impl Images {
             let known = self.snapshots.known();
             Arc::clone(&known.get(container)?.measured)
         };
-        measured.now(&self.snapshots.directory(container).join("fs")).await
+        measured
+            .now(&self.snapshots.directory(container).join("fs"))
+            .await
     }
 }
 
@@ -246,7 +255,8 @@ fn make(directory: &Path, image: &Image, numbers: &[u32], users: Option<&Users>)
         uid = outside(&users.uids, uid).with_context(|| format!("users: uid {uid} is not mapped"))?;
         gid = outside(&users.gids, gid).with_context(|| format!("users: gid {gid} is not mapped"))?;
     }
-    std::os::unix::fs::chown(&upper, Some(uid), Some(gid)).with_context(|| format!("chown {}", upper.display()))?;
+    std::os::unix::fs::chown(&upper, Some(uid), Some(gid))
+        .with_context(|| format!("chown {}", upper.display()))?;
     fs::set_permissions(&upper, fs::Permissions::from_mode(mode))
         .with_context(|| format!("chmod {}", upper.display()))
 }
@@ -275,7 +285,12 @@ fn mounts(directory: &Path, image: &Image, users: Option<&Users>) -> Vec<RootMou
             options,
         }];
     }
-    let lower: Vec<String> = image.layers.iter().rev().map(|path| path.display().to_string()).collect();
+    let lower: Vec<String> = image
+        .layers
+        .iter()
+        .rev()
+        .map(|path| path.display().to_string())
+        .collect();
     options.extend([
         "index=off".to_owned(),
         format!("workdir={}", directory.join("work").display()),

@@ -97,7 +97,10 @@ impl Images {
                 .with_context(|| format!("root: mkdir {}", path.display()))?;
         }
         let (journal, records) = Journal::open(&root.join("images.journal"), Durability::Durable)?;
-        let layers = Arc::new(Layers::new(root.join("layers"), last_number(&root.join("layers"))?));
+        let layers = Arc::new(Layers::new(
+            root.join("layers"),
+            last_number(&root.join("layers"))?,
+        ));
         let images = Self {
             root: root.clone(),
             snapshots: Snapshots::open(root)?,
@@ -160,9 +163,11 @@ impl Images {
 
     fn is_pinned(&self, id: &str, record: &Record) -> bool {
         let names = || record.tags.iter().chain(&record.digests).map(String::as_str);
-        self.pinned
-            .iter()
-            .any(|glob| names().chain([id]).any(|name| matches(glob.as_bytes(), name.as_bytes())))
+        self.pinned.iter().any(|glob| {
+            names()
+                .chain([id])
+                .any(|name| matches(glob.as_bytes(), name.as_bytes()))
+        })
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -222,7 +227,9 @@ impl Images {
             )));
         }
         if let Some(wrong) = diff_ids.iter().find(|id| !configuration::is_sha256(id)) {
-            return Err(Error::invalid(format_args!("rootfs.diff_ids: {wrong:?}: is no sha256 digest")));
+            return Err(Error::invalid(format_args!(
+                "rootfs.diff_ids: {wrong:?}: is no sha256 digest"
+            )));
         }
         let chains = chains(diff_ids);
         let wanted = diff_ids.iter().enumerate();
@@ -447,7 +454,11 @@ mod tests {
             ("", "", true),
             ("*", "", true),
         ] {
-            assert_eq!(matches(glob.as_bytes(), name.as_bytes()), expected, "{glob} {name}");
+            assert_eq!(
+                matches(glob.as_bytes(), name.as_bytes()),
+                expected,
+                "{glob} {name}"
+            );
         }
     }
 }

@@ -18,7 +18,12 @@ impl Images {
     /// # Errors
     ///
     /// `sub_path` is not in the image.
-    pub(crate) async fn mount_volume(&self, _container: &str, _image: &Image, _sub_path: &str) -> Result<Volume> {
+    pub(crate) async fn mount_volume(
+        &self,
+        _container: &str,
+        _image: &Image,
+        _sub_path: &str,
+    ) -> Result<Volume> {
         Err(Error::text(Kind::Unimplemented, "image volumes: not yet"))
     }
 

@@ -35,7 +35,10 @@ pub(super) fn confine(directory: &Path) -> Result<OwnedFd> {
     sys::process::set_non_dumpable()?;
     umask(Mode::empty());
     unshare(
-        CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS,
+        CloneFlags::CLONE_NEWNS
+            | CloneFlags::CLONE_NEWNET
+            | CloneFlags::CLONE_NEWIPC
+            | CloneFlags::CLONE_NEWUTS,
     )
     .context("unshare")?;
     pivot(directory)?;
@@ -55,7 +58,8 @@ fn pivot(directory: &Path) -> Result<()> {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("make mounts private")?;
     mount(Some(directory), directory, none, MsFlags::MS_BIND, none).context("bind the directory")?;
     // A bind mount takes its own flags only when it is remounted.
-    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let flags =
+        MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(none, directory, none, flags, none).context("remount the directory")?;
     chdir(directory).context("chdir")?;
     let path = CString::new(directory.as_os_str().as_bytes())?;

@@ -153,7 +153,14 @@ mod tests {
 
     #[test]
     fn records_with_a_wrong_length_are_refused() {
-        for text in ["9999 path=a\n", "5 a=b\n", "3 =\n", "path=a\n", "99999999999999999999 a=b\n", " a=b\n"] {
+        for text in [
+            "9999 path=a\n",
+            "5 a=b\n",
+            "3 =\n",
+            "path=a\n",
+            "99999999999999999999 a=b\n",
+            " a=b\n",
+        ] {
             assert!(Records::parse(text.as_bytes()).is_err(), "{text:?}");
         }
     }

@@ -37,9 +37,7 @@ impl Sparse {
             b"offset" => self.offset = Some(decimal(value)?),
             b"numbytes" => {
                 let offset = self.offset.take().context("without an offset before it")?;
-                self.map
-                    .get_or_insert_default()
-                    .push((offset, decimal(value)?));
+                self.map.get_or_insert_default().push((offset, decimal(value)?));
             }
             _ => {}
         }

@@ -100,7 +100,11 @@ impl<'r> Reader<'r> {
                 b'K' => long_target = Some(text(&self.whole(size, NAME_MAX + 1, "GNU long link")?).to_vec()),
                 // GNU: the label of a volume.
                 b'V' => self.expect(size),
-                _ => return self.entry(&header, size, records, long_name, long_target).map(Some),
+                _ => {
+                    return self
+                        .entry(&header, size, records, long_name, long_target)
+                        .map(Some);
+                }
             }
         }
     }
@@ -146,11 +150,7 @@ impl<'r> Reader<'r> {
         long_name: Option<Vec<u8>>,
         long_target: Option<Vec<u8>>,
     ) -> Result<Entry> {
-        let name = records
-            .name
-            .take()
-            .or(long_name)
-            .unwrap_or_else(|| header.name());
+        let name = records.name.take().or(long_name).unwrap_or_else(|| header.name());
         let shown = String::from_utf8_lossy(&name).into_owned();
         self.described(header, size, records, name, long_target)
             .with_context(|| format!("{shown:?}"))
@@ -185,7 +185,10 @@ impl<'r> Reader<'r> {
             .take()
             .or(long_target)
             .unwrap_or_else(|| text(header.field(157, 100)).to_vec());
-        ensure!(target.len() as u64 <= NAME_MAX, "the target of a link is too long");
+        ensure!(
+            target.len() as u64 <= NAME_MAX,
+            "the target of a link is too long"
+        );
         // Only files have data, whatever the size says: as Go's archive/tar reads it, which layers are made for.
         self.expect(if kind == Kind::File {
             records.size.unwrap_or(size)

@@ -126,9 +126,13 @@ impl Tree {
             Kind::File => return self.file(place, name, entry, reader),
             Kind::HardLink => return self.link(place, name, &entry.target),
             Kind::Symlink => {
-                self.create(place, name, || symlinkat(&entry.target[..], &place.directory, name))?;
+                self.create(place, name, || {
+                    symlinkat(&entry.target[..], &place.directory, name)
+                })?;
             }
-            Kind::Fifo => self.create(place, name, || mknodat(&place.directory, name, SFlag::S_IFIFO, mode, 0))?,
+            Kind::Fifo => self.create(place, name, || {
+                mknodat(&place.directory, name, SFlag::S_IFIFO, mode, 0)
+            })?,
             Kind::CharacterDevice | Kind::BlockDevice => {
                 let kind = if entry.kind == Kind::BlockDevice {
                     SFlag::S_IFBLK
@@ -136,7 +140,9 @@ impl Tree {
                     SFlag::S_IFCHR
                 };
                 let device = makedev(entry.major.into(), entry.minor.into());
-                self.create(place, name, || mknodat(&place.directory, name, kind, mode, device))?;
+                self.create(place, name, || {
+                    mknodat(&place.directory, name, kind, mode, device)
+                })?;
             }
         }
         let (uid, gid) = owner(entry);
@@ -146,7 +152,14 @@ impl Tree {
             fchmodat(&place.directory, name, mode, FchmodatFlags::FollowSymlink).context("chmod")?;
         }
         let time = time(entry.mtime);
-        utimensat(&place.directory, name, &time, &time, UtimensatFlags::NoFollowSymlink).context("utimensat")
+        utimensat(
+            &place.directory,
+            name,
+            &time,
+            &time,
+            UtimensatFlags::NoFollowSymlink,
+        )
+        .context("utimensat")
     }
 
     /// Makes something that is no directory; what has the name goes.
@@ -273,7 +286,10 @@ impl Tree {
         self.bytes += bytes;
         if self.bytes > self.limits.bytes {
             return Err(Errno::ENOSPC).with_context(|| {
-                format!("it has more than {} bytes, and there is no room for it", self.limits.bytes)
+                format!(
+                    "it has more than {} bytes, and there is no room for it",
+                    self.limits.bytes
+                )
             });
         }
         Ok(())
@@ -398,11 +414,18 @@ impl Tree {
                             self.reveal(&here, &name)?;
                             continue;
                         }
-                        ensure!(!make, "{:?} is no directory", String::from_utf8_lossy(&join(&here.path, &name)));
+                        ensure!(
+                            !make,
+                            "{:?} is no directory",
+                            String::from_utf8_lossy(&join(&here.path, &name))
+                        );
                         return Ok(None);
                     };
                     links += 1;
-                    ensure!(links <= LINKS_MAX, "more than {LINKS_MAX} symbolic links in its name");
+                    ensure!(
+                        links <= LINKS_MAX,
+                        "more than {LINKS_MAX} symbolic links in its name"
+                    );
                     if target.starts_with(b"/") {
                         here = self.at_root()?;
                     }
@@ -556,7 +579,11 @@ fn set_attributes(file: &OwnedFd, entry: &Entry) -> Result<Option<Vec<u8>>> {
             b"system.posix_acl_access" => set_attribute(file, c"system.posix_acl_access", value)?,
             b"security.capability" => set_attribute(file, c"security.capability", value)?,
             name if name.starts_with(b"user.") => {
-                set_attribute(file, &std::ffi::CString::new(name).context("xattr: its name")?, value)?;
+                set_attribute(
+                    file,
+                    &std::ffi::CString::new(name).context("xattr: its name")?,
+                    value,
+                )?;
             }
             _ => {}
         }

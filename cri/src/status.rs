@@ -1,33 +1,199 @@
 //! Version, UpdateRuntimeConfig, Status, RuntimeConfig.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::error::{Error, Kind, Result};
+use serde_json::json;
+use tokio::sync::OnceCell;
+
+use crate::config::CgroupDriver;
+use crate::error::{Error, Result};
+use crate::log;
 use crate::node::Node;
 use crate::proto::*;
+use crate::shim::{info, start};
+
+/// The version of the kubelet's side that it asks for: it never was another.
+const KUBELET_VERSION: &str = "0.1.0";
+const API_VERSION: &str = "v1";
+const NAME: &str = "rtc";
+
+/// What handlers can do: their runtimes are asked once.
+#[derive(Debug, Default)]
+pub(crate) struct Handlers(OnceCell<Vec<RuntimeHandler>>);
 
 /// Version.
-pub(crate) async fn version(_node: &Arc<Node>, _request: VersionRequest) -> Result<VersionResponse> {
-    Err(Error::text(Kind::Unimplemented, "Version: not yet"))
+pub(crate) async fn version(_node: &Arc<Node>, request: VersionRequest) -> Result<VersionResponse> {
+    let version = match request.version.as_str() {
+        "" => KUBELET_VERSION,
+        version => version,
+    };
+    Ok(VersionResponse {
+        version: version.to_owned(),
+        runtime_name: NAME.into(),
+        runtime_version: env!("CARGO_PKG_VERSION").into(),
+        runtime_api_version: API_VERSION.into(),
+    })
 }
 
-/// UpdateRuntimeConfig.
+/// UpdateRuntimeConfig: the node's range of pod addresses, which CNI plugins have from their own configuration.
 pub(crate) async fn update_runtime_config(
     _node: &Arc<Node>,
-    _request: UpdateRuntimeConfigRequest,
+    request: UpdateRuntimeConfigRequest,
 ) -> Result<UpdateRuntimeConfigResponse> {
-    Err(Error::text(Kind::Unimplemented, "UpdateRuntimeConfig: not yet"))
+    let network = request.runtime_config.and_then(|config| config.network_config);
+    let ranges = network.map(|network| network.pod_cidr).unwrap_or_default();
+    for range in ranges.split(',').filter(|range| !range.is_empty()) {
+        if !is_range(range) {
+            return Err(Error::invalid(format_args!(
+                "runtime_config.network_config.pod_cidr: {range:?}: must be ranges as 10.0.0.0/24,fd00::/64"
+            )));
+        }
+    }
+    if !ranges.is_empty() {
+        log::info(format_args!("the node's pods are in {ranges}, the kubelet says"));
+    }
+    Ok(UpdateRuntimeConfigResponse {})
+}
+
+fn is_range(range: &str) -> bool {
+    let Some((address, bits)) = range.split_once('/') else {
+        return false;
+    };
+    let most = match address.parse() {
+        Ok(IpAddr::V4(_)) => 32,
+        Ok(IpAddr::V6(_)) => 128,
+        Err(_) => return false,
+    };
+    bits.parse::<u8>().is_ok_and(|bits| bits <= most)
 }
 
 /// Status.
-pub(crate) async fn status(_node: &Arc<Node>, _request: StatusRequest) -> Result<StatusResponse> {
-    Err(Error::text(Kind::Unimplemented, "Status: not yet"))
+pub(crate) async fn status(node: &Arc<Node>, request: StatusRequest) -> Result<StatusResponse> {
+    let shim = start::program(&node.config.shim);
+    let network = node.cni.ready().await;
+    let conditions = vec![
+        condition("RuntimeReady", "ShimNotFound", shim.map(drop)),
+        condition("NetworkReady", "NetworkPluginNotReady", network),
+    ];
+    let runtime_handlers = node.handlers.get(node).await;
+    let mut info = HashMap::new();
+    if request.verbose {
+        info.insert("config".to_owned(), json!(node.config).to_string());
+        info.insert(
+            "node".to_owned(),
+            json!({
+                "sandboxes": node.sandboxes().len(),
+                "containers": node.containers().len(),
+                "cgroupDriver": node.config.driver(),
+            })
+            .to_string(),
+        );
+    }
+    Ok(StatusResponse {
+        status: Some(RuntimeStatus { conditions }),
+        info,
+        runtime_handlers,
+        features: Some(RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: false,
+        }),
+    })
+}
+
+fn condition(name: &str, reason: &str, result: Result<()>) -> RuntimeCondition {
+    let (reason, message) = match &result {
+        Ok(()) => (String::new(), String::new()),
+        Err(error) => (reason.to_owned(), error.to_string()),
+    };
+    RuntimeCondition {
+        r#type: name.to_owned(),
+        status: result.is_ok(),
+        reason,
+        message,
+    }
+}
+
+impl Handlers {
+    /// All of them, the default one by an empty name too.
+    async fn get(&self, node: &Node) -> Vec<RuntimeHandler> {
+        let asked = self.0.get_or_init(|| async {
+            let mut all = Vec::new();
+            for name in std::iter::once("").chain(node.config.handler_names()) {
+                all.push(RuntimeHandler {
+                    name: name.to_owned(),
+                    features: Some(features(node, name).await),
+                });
+            }
+            all
+        });
+        asked.await.clone()
+    }
+}
+
+/// What the runtime of a handler says of itself. One that can't be asked can do nothing special.
+async fn features(node: &Node, handler: &str) -> RuntimeHandlerFeatures {
+    let asked = async {
+        let options = crate::sandbox::options(&node.config, handler)?;
+        info::features(&start::program(&node.config.shim)?, &options).await
+    };
+    match asked.await {
+        Ok(features) => features,
+        Err(error) => {
+            log::warn(format_args!("handler {handler:?}: {error}"));
+            RuntimeHandlerFeatures::default()
+        }
+    }
 }
 
 /// RuntimeConfig.
 pub(crate) async fn runtime_config(
-    _node: &Arc<Node>,
+    node: &Arc<Node>,
     _request: RuntimeConfigRequest,
 ) -> Result<RuntimeConfigResponse> {
-    Err(Error::text(Kind::Unimplemented, "RuntimeConfig: not yet"))
+    let driver = match node.config.driver() {
+        CgroupDriver::Systemd => crate::proto::CgroupDriver::Systemd,
+        CgroupDriver::Cgroupfs => crate::proto::CgroupDriver::Cgroupfs,
+    };
+    Ok(RuntimeConfigResponse {
+        linux: Some(LinuxRuntimeConfiguration {
+            cgroup_driver: driver.into(),
+        }),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_addresses_with_so_many_bits() {
+        for range in ["10.0.0.0/24", "fd00::/64", "0.0.0.0/0"] {
+            assert!(is_range(range), "{range}");
+        }
+        for range in [
+            "10.0.0.0",
+            "10.0.0.0/33",
+            "x/8",
+            "fd00::/129",
+            "10.0.0.0/-1",
+            "/8",
+        ] {
+            assert!(!is_range(range), "{range}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_ready_says_why() {
+        let ready = condition("RuntimeReady", "X", Ok(()));
+        assert!(ready.status && ready.reason.is_empty());
+        let not = condition(
+            "NetworkReady",
+            "NetworkPluginNotReady",
+            Err(Error::invalid("no file")),
+        );
+        assert_eq!((not.status, not.message.as_str()), (false, "no file"));
+        assert_eq!(not.reason, "NetworkPluginNotReady");
+    }
 }

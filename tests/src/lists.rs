@@ -8,14 +8,19 @@ use std::path::Path;
 
 const HOST_SKIPS: &str = include_str!("../skips/host.txt");
 const VM_SKIPS: &str = include_str!("../skips/vm.txt");
+const QEMU_SKIPS: &str = include_str!("../skips/qemu.txt");
 const RUNC_EXCEPTIONS: &str = include_str!("../exceptions/runc.txt");
 const SHIM_EXCEPTIONS: &str = include_str!("../exceptions/containerd-shim-runc-v2.txt");
 const CRUN_EXCEPTIONS: &str = include_str!("../exceptions/crun.txt");
 
+const CONTAINERD_EXCEPTIONS: &str = include_str!("../exceptions/containerd.txt");
 const FOREIGN_EXCEPTIONS: &str = include_str!("../exceptions/binary-name.txt");
 
 /// Our shim with a runtime that is not built into it.
 pub(crate) const FOREIGN: &str = "binary-name";
+
+/// containerd in place of our CRI server.
+pub(crate) const CONTAINERD: &str = "containerd";
 
 fn lines(text: &'static str) -> impl Iterator<Item = &'static str> {
     text.lines()
@@ -27,6 +32,7 @@ fn lines(text: &'static str) -> impl Iterator<Item = &'static str> {
 pub(crate) fn skip_is_allowed(machine: &str, reason: &str) -> bool {
     let allowed = match machine {
         "vm" => VM_SKIPS,
+        "qemu" => QEMU_SKIPS,
         _ => HOST_SKIPS,
     };
     lines(allowed).any(|line| line == reason)
@@ -47,6 +53,7 @@ pub(crate) fn expected_failure(peer: Option<&str>, area: &str, test: &str) -> Op
     let exceptions = match peer? {
         "runc" => RUNC_EXCEPTIONS,
         "containerd-shim-runc-v2" => SHIM_EXCEPTIONS,
+        CONTAINERD => CONTAINERD_EXCEPTIONS,
         FOREIGN => FOREIGN_EXCEPTIONS,
         _ => CRUN_EXCEPTIONS,
     };

@@ -6,7 +6,8 @@
 //! rtc-tests                  runner: picks tests, runs them in parallel, prints the report
 //!   rtc-tests supervise T    one per test: subreaper of all the test starts; time limit; looks for leftovers
 //!     rtc-tests child T      the test itself
-//!       rtc ...              the runtime under test, or the shim, to which the test plays containerd (`shim/`)
+//!       rtc ...              the runtime under test, or the shim, to which the test plays containerd (`shim/`),
+//!                            or rtc-cri, to which it plays the kubelet (`cri/`)
 //! rtc-tests payload P        what some tests run inside a container, where busybox has no applet for it
 //! ```
 //!
@@ -16,9 +17,11 @@ mod areas;
 mod bundle;
 mod container;
 mod containerd;
+mod cri;
 mod fuse;
 mod gate;
 mod host;
+mod kubelet;
 mod leftovers;
 mod lists;
 mod options;

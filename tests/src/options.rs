@@ -13,6 +13,8 @@ Runs the tests whose area/name contains one of the filters (all, if there is non
 
   --rtc PATH        the runtime under test (or $RTC; else the release build next to this program)
   --shim PATH       the shim under test (or $SHIM; else the release build next to this program)
+  --cri PATH        the CRI server under test (or $CRI; else the server build next to this program)
+  --cri-peer NAME   the tests of the CRI server run against this peer instead (or $CRI_PEER): containerd, containerd-2.1
   --peers DIRECTORY what hack/peers made: without it the tests with a real containerd are skipped
   --binary-name RUNTIME  the shim runs this OCI runtime (or $BINARY_NAME; else what is built into it)
   --list            print area/name of each chosen test and stop
@@ -20,7 +22,7 @@ Runs the tests whose area/name contains one of the filters (all, if there is non
   --jobs N          tests at a time (default: number of cpus + 1)
   --timeout SECONDS time limit of each test (default 120)
   --strict          a test that fails and then passes alone is a failure
-  --machine NAME    which list of allowed skips holds: host or vm (default: vm where /sys/fs/cgroup is cgroup2)
+  --machine NAME    which list of allowed skips holds: host, vm or qemu (default: vm where /sys/fs/cgroup is cgroup2)
   --keep            do not remove the directories of failed tests";
 
 /// What the command line says.
@@ -30,6 +32,10 @@ pub(crate) struct Options {
     pub(crate) rtc: PathBuf,
     /// The shim under test, absolute.
     pub(crate) shim: PathBuf,
+    /// The CRI server under test, absolute; empty where it is not built.
+    pub(crate) cri: PathBuf,
+    /// The peer that is tested in its place: `containerd` (2.4), `containerd-2.1`; empty for none.
+    pub(crate) cri_peer: String,
     /// Option `binary_name` of the shim's containers; empty for the default.
     pub(crate) binary_name: String,
     /// The real components around the shim, if they are there.
@@ -46,7 +52,7 @@ pub(crate) struct Options {
     pub(crate) timeout: u64,
     /// A flaky test counts as failed.
     pub(crate) strict: bool,
-    /// `host` or `vm`.
+    /// `host`, `vm` (User Mode Linux) or `qemu`.
     pub(crate) machine: String,
     /// Leave failed tests' directories in place.
     pub(crate) keep: bool,
@@ -56,11 +62,13 @@ impl Options {
     /// Reads the words after the program's name. Fails on an unknown option or a runtime that is not there.
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
         let variable = |name| std::env::var(name).ok().filter(|path: &String| !path.is_empty());
-        let (mut rtc, mut shim) = (variable("RTC"), variable("SHIM"));
+        let (mut rtc, mut shim, mut cri) = (variable("RTC"), variable("SHIM"), variable("CRI"));
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let mut options = Self {
             rtc: PathBuf::new(),
             shim: PathBuf::new(),
+            cri: PathBuf::new(),
+            cri_peer: variable("CRI_PEER").unwrap_or_default(),
             binary_name: variable("BINARY_NAME").unwrap_or_default(),
             peers: None,
             filters: Vec::new(),
@@ -87,6 +95,8 @@ impl Options {
             match word {
                 "--rtc" => rtc = Some((*value()?).to_owned()),
                 "--shim" => shim = Some((*value()?).to_owned()),
+                "--cri" => cri = Some((*value()?).to_owned()),
+                "--cri-peer" => options.cri_peer = (*value()?).to_owned(),
                 "--binary-name" => options.binary_name = (*value()?).to_owned(),
                 "--peers" => options.peers = Some(PathBuf::from(*value()?)),
                 "--jobs" => options.jobs = value()?.parse::<usize>().context("--jobs")?.max(1),
@@ -107,13 +117,21 @@ impl Options {
         if !options.list {
             options.rtc = find(rtc.as_deref(), "rtc")?;
             options.shim = find(shim.as_deref(), "containerd-shim-rtc-v2")?;
+            options.cri = match cri {
+                Some(path) => find(Some(&path), "rtc-cri")?,
+                None => beside_this_program("server", "rtc-cri")?
+                    .canonicalize()
+                    .unwrap_or_default(),
+            };
         }
         Ok(options)
     }
 
     /// The program that a test of this area is about.
     pub(crate) fn under_test(&self, area: &str) -> &Path {
-        if area.starts_with("shim_") || area.starts_with("containerd_") {
+        if area.starts_with("cri_") {
+            &self.cri
+        } else if area.starts_with("shim_") || area.starts_with("containerd_") {
             &self.shim
         } else {
             &self.rtc
@@ -122,6 +140,9 @@ impl Options {
 
     /// The list of what a test of this area may fail, if there is one.
     pub(crate) fn peer(&self, area: &str) -> Option<&'static str> {
+        if area.starts_with("cri_") {
+            return (!self.cri_peer.is_empty()).then_some(lists::CONTAINERD);
+        }
         let peer = lists::peer(self.under_test(area));
         let foreign = area.starts_with("shim_") && !self.binary_name.is_empty();
         peer.or(foreign.then_some(lists::FOREIGN))
@@ -145,19 +166,19 @@ impl Options {
 fn find(given: Option<&str>, name: &str) -> Result<PathBuf> {
     let path = match given {
         Some(path) => PathBuf::from(path),
-        None => beside_this_program(name)?,
+        None => beside_this_program("release", name)?,
     };
     path.canonicalize()
         .with_context(|| format!("program under test: {}", path.display()))
 }
 
-/// `target/<triple>/release/NAME`, seen from `target/<triple>/<profile>/rtc-tests`; or NAME in the same directory.
-fn beside_this_program(name: &str) -> Result<PathBuf> {
+/// `target/<triple>/PROFILE/NAME`, seen from `target/<triple>/<profile>/rtc-tests`; or NAME in the same directory.
+fn beside_this_program(profile: &str, name: &str) -> Result<PathBuf> {
     let program = std::env::current_exe().context("/proc/self/exe")?;
     let directory = program.parent().unwrap_or(Path::new("/"));
-    let release = directory.parent().unwrap_or(directory).join("release").join(name);
-    Ok(if release.exists() {
-        release
+    let built = directory.parent().unwrap_or(directory).join(profile).join(name);
+    Ok(if built.exists() {
+        built
     } else {
         directory.join(name)
     })

@@ -217,6 +217,8 @@ fn supervise(options: &Options, base: &Path, test: &Registered) -> Result<Outcom
     command
         .env("RTC", &options.rtc)
         .env("SHIM", &options.shim)
+        .env("CRI", &options.cri)
+        .env("CRI_PEER", &options.cri_peer)
         .env("BINARY_NAME", &options.binary_name)
         .env("RTC_TESTS_DIRECTORY", base.join(&id))
         .env("RTC_TESTS_CGROUP", format!("/rtc-test-{id}"))

@@ -51,6 +51,10 @@ pub(crate) struct Test {
     pub(crate) rtc: PathBuf,
     /// The shim under test.
     pub(crate) shim: PathBuf,
+    /// The CRI server under test.
+    pub(crate) cri: PathBuf,
+    /// The peer that is tested in its place; empty for none.
+    pub(crate) cri_peer: String,
     /// The runtime that the shim is told to run; empty for its own.
     pub(crate) binary_name: String,
     /// The runtime's `--root`.
@@ -96,6 +100,8 @@ pub(crate) fn main(path: &str) -> Result<ExitCode> {
     let test = Test {
         rtc: PathBuf::from(environment("RTC")?),
         shim: PathBuf::from(environment("SHIM")?),
+        cri: PathBuf::from(std::env::var_os("CRI").unwrap_or_default()),
+        cri_peer: std::env::var("CRI_PEER").unwrap_or_default(),
         binary_name: std::env::var("BINARY_NAME").unwrap_or_default(),
         root: base.join("root"),
         directory: base.join("t"),

@@ -1,6 +1,19 @@
 //! Pods: a sandbox is its network, its namespaces and its shim; containers come and go in it.
+//!
+//! ```text
+//! RunPodSandbox   check ── name taken ── Making ── shim, namespaces ── netns pinned ── CNI ADD ── Ready
+//!                    `── a step fails: all of it is taken back (end.rs), the name is free again
+//! StopPodSandbox  Ended ── containers stopped ── CNI DEL ── netns unpinned ── shim shut down ── Stopped
+//! RemovePodSandbox   stop ── containers removed ── bundle removed ── forgotten
+//! ```
+//!
+//! Everything is done in the sandbox's turn, and each step of an end is fine with what is gone: a retry does what is left.
 
+mod check;
+mod end;
 pub(crate) mod list;
+mod netns;
+pub(crate) mod recover;
 pub(crate) mod remove;
 pub(crate) mod run;
 pub(crate) mod status;
@@ -13,8 +26,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::cni::Addresses;
-use crate::proto::{PodSandboxConfig, PodSandboxState};
-use crate::shim::Shim;
+use crate::config::Config;
+use crate::error::{Error, Kind, Result};
+use crate::proto::{NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxState};
+use crate::shim::{Options, Shim};
 
 /// What is recorded of a sandbox: enough to find everything of it after a `kill -9`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,10 +45,14 @@ pub(crate) struct Record {
     pub(crate) state: State,
     /// The shim's ttrpc socket (`unix:///...`), once it runs.
     pub(crate) shim: Option<String>,
+    /// The process whose namespaces the configurations of containers name (`/proc/<pid>/ns/net`), as the shim said; 0 before.
+    pub(crate) pid: u32,
     /// Where the network namespace is pinned; `None`: the host's.
     pub(crate) netns: Option<PathBuf>,
     /// What CNI gave it.
     pub(crate) addresses: Addresses,
+    /// SELinux's level of all of its containers, as `s0:c1,c2`; empty without SELinux.
+    pub(crate) selinux_level: String,
 }
 
 /// Where a sandbox is in its life.
@@ -42,7 +61,10 @@ pub(crate) enum State {
     /// RunPodSandbox is on its way, or died: nobody was told of it yet.
     Making,
     Ready,
-    /// Stopped: no namespaces, no network, no shim.
+    /// It has ended by itself (its shim or its init died), or a stop is on its way or failed: no container can be made in it,
+    /// and StopPodSandbox has something to do.
+    Ended,
+    /// No namespaces, no network, no shim.
     Stopped,
 }
 
@@ -67,6 +89,42 @@ impl Record {
             metadata.namespace, metadata.name, metadata.uid, metadata.attempt
         )
     }
+
+    /// The namespaces that it asked for.
+    pub(crate) fn namespaces(&self) -> NamespaceOption {
+        let context = self
+            .config
+            .linux
+            .as_ref()
+            .and_then(|linux| linux.security_context.as_ref());
+        context
+            .and_then(|context| context.namespace_options.clone())
+            .unwrap_or_default()
+    }
+
+    /// Whether it is in the host's network.
+    pub(crate) fn is_host_network(&self) -> bool {
+        self.namespaces().network == NamespaceMode::Node as i32
+    }
+}
+
+/// The bundle of a sandbox: its shim's record, and the pod's files.
+pub(crate) fn bundle(config: &Config, id: &str) -> PathBuf {
+    config.state.join("sandboxes").join(id)
+}
+
+/// What the shim is told of its runtime, for a container of a sandbox with this handler.
+///
+/// # Errors
+///
+/// `InvalidArgument`: there is no such handler in the configuration.
+pub(crate) fn options(config: &Config, handler: &str) -> Result<Options> {
+    let handler = config.handler(handler)?;
+    Ok(Options::new(
+        handler,
+        config.driver(),
+        &config.state.join("runtime"),
+    ))
 }
 
 impl Sandbox {
@@ -91,6 +149,27 @@ impl Sandbox {
         Arc::clone(&record)
     }
 
+    /// Its shim, which runs.
+    ///
+    /// # Errors
+    ///
+    /// `FailedPrecondition`: the sandbox is not ready; `Unavailable`: its shim is gone.
+    pub(crate) fn running_shim(&self) -> Result<Arc<Shim>> {
+        if self.record().state != State::Ready {
+            return Err(Error::text(
+                Kind::FailedPrecondition,
+                format_args!("sandbox {} is not ready: make another", self.id),
+            ));
+        }
+        let shim = self.shim().filter(|shim| !shim.is_lost());
+        shim.ok_or_else(|| {
+            Error::text(
+                Kind::Unavailable,
+                format_args!("the shim of sandbox {} is gone: make another sandbox", self.id),
+            )
+        })
+    }
+
     pub(crate) fn shim(&self) -> Option<Arc<Shim>> {
         self.shim.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -104,7 +183,7 @@ impl State {
     pub(crate) fn cri(self) -> PodSandboxState {
         match self {
             Self::Ready => PodSandboxState::SandboxReady,
-            Self::Making | Self::Stopped => PodSandboxState::SandboxNotready,
+            Self::Making | Self::Ended | Self::Stopped => PodSandboxState::SandboxNotready,
         }
     }
 }

@@ -2,14 +2,30 @@
 
 use std::sync::Arc;
 
-use crate::error::{Error, Kind, Result};
+use super::{end, stop};
+use crate::container;
+use crate::error::{Kind, Result};
 use crate::node::Node;
 use crate::proto::*;
 
-/// RemovePodSandbox.
+/// RemovePodSandbox: with all of its containers, be they running. One that nobody knows is what is wanted.
 pub(crate) async fn remove(
-    _node: &Arc<Node>,
-    _request: RemovePodSandboxRequest,
+    node: &Arc<Node>,
+    request: RemovePodSandboxRequest,
 ) -> Result<RemovePodSandboxResponse> {
-    Err(Error::text(Kind::Unimplemented, "RemovePodSandbox: not yet"))
+    let sandbox = match node.sandbox(&request.pod_sandbox_id) {
+        Ok(sandbox) => sandbox,
+        Err(error) if error.kind == Kind::NotFound => return Ok(RemovePodSandboxResponse {}),
+        Err(error) => return Err(error),
+    };
+    let _turn = sandbox.turn.lock().await;
+    stop::stop_sandbox(node, &sandbox).await?;
+    for container in node.containers_of(&sandbox.id) {
+        let request = RemoveContainerRequest {
+            container_id: container.id.clone(),
+        };
+        container::remove::remove(node, request).await?;
+    }
+    end::forget(node, &sandbox).await?;
+    Ok(RemovePodSandboxResponse {})
 }

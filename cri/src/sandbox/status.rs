@@ -1,15 +1,117 @@
 //! PodSandboxStatus.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use crate::error::{Error, Kind, Result};
+use serde_json::json;
+
+use super::{Record, Sandbox, State};
+use crate::container;
+use crate::error::{Error, Result};
 use crate::node::Node;
 use crate::proto::*;
 
-/// PodSandboxStatus.
+/// PodSandboxStatus, with the statuses of its containers as they are at `timestamp`.
 pub(crate) async fn status(
-    _node: &Arc<Node>,
-    _request: PodSandboxStatusRequest,
+    node: &Arc<Node>,
+    request: PodSandboxStatusRequest,
 ) -> Result<PodSandboxStatusResponse> {
-    Err(Error::text(Kind::Unimplemented, "PodSandboxStatus: not yet"))
+    let sandbox = node.sandbox(&request.pod_sandbox_id)?;
+    let record = sandbox.record();
+    if record.state == State::Making {
+        return Err(Error::not_found(format_args!(
+            "sandbox {:?} not found: it is being made",
+            record.id
+        )));
+    }
+    let timestamp = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let mut containers_statuses = Vec::new();
+    for container in node.containers_of(&record.id) {
+        let request = ContainerStatusRequest {
+            container_id: container.id.clone(),
+            verbose: false,
+        };
+        // One that goes meanwhile is none of the sandbox's.
+        if let Ok(response) = container::status::status(node, request).await {
+            containers_statuses.extend(response.status);
+        }
+    }
+    let info = if request.verbose {
+        info(node, &sandbox, &record).await
+    } else {
+        HashMap::new()
+    };
+    Ok(PodSandboxStatusResponse {
+        status: Some(of(&record)),
+        info,
+        containers_statuses,
+        timestamp: i64::try_from(timestamp.as_nanos()).unwrap_or(i64::MAX),
+    })
+}
+
+/// What is known of a sandbox, in CRI's words.
+pub(crate) fn of(record: &Record) -> PodSandboxStatus {
+    let mut ips = record.addresses.ips.iter().map(ToString::to_string);
+    PodSandboxStatus {
+        id: record.id.clone(),
+        metadata: record.config.metadata.clone(),
+        state: record.state.cri().into(),
+        created_at: record.created_at,
+        network: Some(PodSandboxNetworkStatus {
+            ip: ips.next().unwrap_or_default(),
+            additional_ips: ips.map(|ip| PodIp { ip }).collect(),
+        }),
+        linux: Some(LinuxPodSandboxStatus {
+            namespaces: Some(Namespace {
+                options: Some(record.namespaces()),
+            }),
+        }),
+        labels: record.config.labels.clone(),
+        annotations: record.config.annotations.clone(),
+        runtime_handler: record.handler.clone(),
+    }
+}
+
+/// For people and their tools (`crictl inspectp`): JSON, in names of containerd's where it has them.
+async fn info(node: &Node, sandbox: &Sandbox, record: &Record) -> HashMap<String, String> {
+    let shim = sandbox.shim();
+    let of_shim = match &shim {
+        Some(shim) => shim.sandbox_status(true).await.ok(),
+        None => None,
+    };
+    let pod = of_shim
+        .as_ref()
+        .and_then(|status| status.info.get("pod"))
+        .and_then(|pod| serde_json::from_str::<serde_json::Value>(pod).ok());
+    let handler = match record.handler.as_str() {
+        "" => &node.config.default_handler,
+        name => name,
+    };
+    let binary = node
+        .config
+        .handler(handler)
+        .ok()
+        .and_then(|handler| handler.binary.clone());
+    let info = json!({
+        "pid": record.pid,
+        "processStatus": if record.state == State::Ready { "running" } else { "deleted" },
+        "netnsPath": record.netns,
+        "netNamespaceClosed": record.state == State::Stopped,
+        "runtimeHandler": handler,
+        "runtimeType": "io.containerd.rtc.v2",
+        "runtimeBinary": binary,
+        "shim": {
+            "address": record.shim,
+            "pid": shim.as_ref().map(|shim| shim.pid()),
+            "release": shim.as_ref().map(|shim| shim.release()),
+        },
+        "pod": pod,
+        "state": record.state,
+        "ips": record.addresses.ips,
+        "config": record.config,
+    });
+    HashMap::from([("info".to_owned(), info.to_string())])
 }

@@ -6,13 +6,19 @@
 //! task.rs     Create Start Kill Wait Delete ...                    its containers
 //! exec.rs     ExecSync (a stream)
 //! dead.rs     containerd-shim-rtc-v2 delete, for one that is gone
+//! cgroup.rs   where shims are
+//! messages.rs what they say
+//! info.rs     containerd-shim-rtc-v2 -info: what its runtime can do
 //! ```
 //!
 //! The connection ends with the shim, and only so. Whoever waits for an answer then gets `Unavailable`, and
 //! [`Shim::is_lost`] says why. Each call but those that wait for an end has a deadline of its own.
 
+pub(crate) mod cgroup;
 mod dead;
 mod exec;
+pub(crate) mod info;
+mod messages;
 mod options;
 mod sandbox;
 pub(crate) mod start;
@@ -73,12 +79,19 @@ impl fmt::Debug for Shim {
 }
 
 impl Shim {
-    /// Connects to the shim of a sandbox, and asks what it can do.
+    /// Connects to the shim of a sandbox that an earlier rtc-cri started.
     ///
     /// # Errors
     ///
     /// `Unavailable`: nobody listens there: it is gone.
-    pub(crate) async fn connect(address: &str, sandbox: &str) -> Result<Arc<Self>> {
+    pub(crate) async fn reconnect(address: &str, sandbox: &str, bundle: &Path) -> Result<Arc<Self>> {
+        let shim = Self::connect(address, sandbox).await?;
+        messages::relay(sandbox, bundle);
+        Ok(shim)
+    }
+
+    /// Connects, and asks what it can do.
+    async fn connect(address: &str, sandbox: &str) -> Result<Arc<Self>> {
         let path = address.strip_prefix("unix://").unwrap_or(address);
         let connecting = tokio::net::UnixStream::connect(Path::new(path));
         let stream = match tokio::time::timeout(CONNECT, connecting).await {

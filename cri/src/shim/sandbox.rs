@@ -136,6 +136,23 @@ impl Shim {
         .map(drop)
     }
 
+    /// Ends a shim that has no sandbox.
+    ///
+    /// # Errors
+    ///
+    /// It may not have ended.
+    pub(crate) async fn shutdown_unused(&self) -> Result<()> {
+        let request = containerd_shim_protos::api::ShutdownRequest {
+            id: self.id.clone(),
+            ..Default::default()
+        };
+        self.call("Shutdown", SHORT, |context| {
+            self.tasks.shutdown(context, &request)
+        })
+        .await
+        .map(drop)
+    }
+
     /// The pod's own namespaces.
     ///
     /// # Errors

@@ -13,7 +13,8 @@ use containerd_shim_protos::protobuf::{EnumOrUnknown, Message as _, MessageField
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-use super::{Options, Shim};
+use super::cgroup::ShimCgroup;
+use super::{Options, Shim, messages};
 use crate::error::{Error, Kind, Result};
 
 /// containerd's namespace for Kubernetes: part of names only.
@@ -36,6 +37,8 @@ pub(crate) struct Start<'a> {
     /// Where it listens (`socket`).
     pub(crate) socket: &'a Path,
     pub(crate) options: &'a Options,
+    /// Where it shall be.
+    pub(crate) cgroup: &'a ShimCgroup,
     pub(crate) debug: bool,
 }
 
@@ -80,14 +83,25 @@ pub(crate) fn program(name: &Path) -> Result<PathBuf> {
 ///
 /// Why it does not start, in the shim's words; there is none then.
 pub(crate) async fn start(start: &Start<'_>) -> Result<Arc<Shim>> {
-    let address = run(start)
-        .await
-        .with_context(|| format!("start {}", start.program.display()))?;
-    Shim::connect(&address, start.id).await
+    messages::make(start.bundle)?;
+    let mut cgroup = start.cgroup.to_join();
+    let mut started = run(start, cgroup.clone()).await;
+    if started.is_err() && cgroup.is_some() && start.cgroup.to_join().is_none() {
+        // The scope ended with its last shim meanwhile.
+        cgroup = None;
+        started = run(start, None).await;
+    }
+    let address = started.with_context(|| format!("start {}", start.program.display()))?;
+    messages::relay(start.id, start.bundle);
+    let shim = Shim::connect(&address, start.id).await?;
+    if cgroup.is_none() {
+        start.cgroup.admit(shim.pid()).await;
+    }
+    Ok(shim)
 }
 
 /// Returns the address.
-async fn run(start: &Start<'_>) -> anyhow::Result<String> {
+async fn run(start: &Start<'_>, cgroup: Option<PathBuf>) -> anyhow::Result<String> {
     if let Some(directory) = start.socket.parent() {
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -108,7 +122,7 @@ async fn run(start: &Start<'_>) -> anyhow::Result<String> {
         .kill_on_drop(true)
         .spawn()?;
     let mut input = child.stdin.take().context("a pipe")?;
-    let parameters = parameters(start)?;
+    let parameters = parameters(start, cgroup)?;
     let talking = async {
         // One that ends early says why.
         let _ = input.write_all(&parameters).await;
@@ -148,7 +162,11 @@ pub(super) fn command(program: &Path, id: &str, bundle: &Path) -> Command {
     command
 }
 
-fn parameters(start: &Start<'_>) -> anyhow::Result<Vec<u8>> {
+fn parameters(start: &Start<'_>, shim_cgroup: Option<PathBuf>) -> anyhow::Result<Vec<u8>> {
+    let options = Options {
+        shim_cgroup,
+        ..start.options.clone()
+    };
     let level = if start.debug {
         LogLevel::LOG_LEVEL_DEBUG
     } else {
@@ -159,7 +177,7 @@ fn parameters(start: &Start<'_>) -> anyhow::Result<Vec<u8>> {
         namespace: NAMESPACE.into(),
         log_level: EnumOrUnknown::new(level),
         extensions: vec![Extension {
-            value: MessageField::some(start.options.to_any()),
+            value: MessageField::some(options.to_any()),
             ..Extension::default()
         }],
         ..BootstrapParams::default()

@@ -1,0 +1,54 @@
+//! What becomes of a sandbox that an earlier rtc-cri recorded.
+//!
+//! ```text
+//! Making    nobody was told of it: taken back, or Ended where that fails
+//! Ready     its shim is connected to, and watched; Ended where that is gone
+//! Ended     its shim is connected to, if it lives: StopPodSandbox needs it
+//! Stopped   nothing
+//! ```
+
+use std::sync::Arc;
+
+use super::{Sandbox, State, bundle, end};
+use crate::error::Result;
+use crate::log;
+use crate::node::Node;
+use crate::shim::Shim;
+
+/// Compares it with what is true. Whoever asks for the sandbox meanwhile waits for its turn.
+///
+/// # Errors
+///
+/// It can't be recorded.
+pub(crate) async fn recover(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<()> {
+    let _turn = sandbox.turn.lock().await;
+    let record = sandbox.record();
+    match (record.state, &record.shim) {
+        (State::Stopped, _) => return Ok(()),
+        (State::Making, _) => {
+            log::info(format_args!(
+                "sandbox {}: was never whole: taken back",
+                sandbox.id
+            ));
+            match end::undo(node, sandbox).await {
+                Ok(()) => return Ok(()),
+                Err(error) => log::warn(format_args!("sandbox {}: {error}", sandbox.id)),
+            }
+        }
+        (State::Ready | State::Ended, Some(address)) => {
+            match Shim::reconnect(address, &sandbox.id, &bundle(&node.config, &sandbox.id)).await {
+                Ok(shim) => {
+                    sandbox.set_shim(Some(Arc::clone(&shim)));
+                    if record.state == State::Ready {
+                        end::watch(node, sandbox, shim);
+                    }
+                    return Ok(());
+                }
+                Err(error) => log::warn(format_args!("sandbox {}: {error}", sandbox.id)),
+            }
+        }
+        (State::Ready | State::Ended, None) => {}
+    }
+    sandbox.change(|record| record.state = State::Ended);
+    node.record_sandbox(sandbox).await
+}

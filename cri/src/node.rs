@@ -27,6 +27,7 @@ use crate::image::pulls::Pulls;
 use crate::journal::{Durability, Journal};
 use crate::sandbox::{self, Sandbox};
 use crate::shim::cgroup::ShimCgroup;
+use crate::stats::Rates;
 use crate::status::Handlers;
 
 /// What there is. Lists and statuses come from here, never from a disk or a shim.
@@ -36,6 +37,7 @@ pub(crate) struct Node {
     pub(crate) pulls: Pulls,
     pub(crate) cni: Cni,
     pub(crate) events: Events,
+    pub(crate) rates: Rates,
     /// The cgroup of all shims.
     pub(crate) shims: ShimCgroup,
     /// What runtime handlers can do, once they were asked.
@@ -129,6 +131,7 @@ impl Node {
             pulls: Pulls::default(),
             cni: Cni::open(&config)?,
             events: Events::new(),
+            rates: Rates::default(),
             shims: ShimCgroup::open(&config),
             handlers: Handlers::default(),
             sandboxes: Mutex::default(),

@@ -67,14 +67,7 @@ fn found(node: &Node, other: &Sandbox) -> Result<Option<RunPodSandboxResponse>> 
 
 fn record_of(node: &Node, config: PodSandboxConfig, handler: String) -> Result<Record> {
     let id = id::new()?;
-<<<<<<< HEAD
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
     let level = selinux_level(node, &config, &id);
-=======
-    let level = selinux_level(&config);
->>>>>>> main
     let mut record = Record {
         id,
         config,

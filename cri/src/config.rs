@@ -203,7 +203,10 @@ impl Config {
 
     fn parse(text: &str) -> Result<Self> {
         let config: Self = toml::from_str(text).map_err(|error| {
-            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let before = error
+                .span()
+                .and_then(|span| text.get(..span.start))
+                .unwrap_or_default();
             let line = before.matches('\n').count() + 1;
             Error::invalid(format_args!("line {line}: {}", error.message()))
         })?;
@@ -290,9 +293,13 @@ mod tests {
 
     #[test]
     fn a_key_that_is_not_known_is_refused_by_its_line() {
-        let error = Config::parse("debug = true\n\nsokket = \"/x\"\n").unwrap_err().to_string();
+        let error = Config::parse("debug = true\n\nsokket = \"/x\"\n")
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("line 3: unknown field `sokket`"), "{error}");
-        let error = Config::parse("[cni]\ntimeout_seconds = \"x\"\n").unwrap_err().to_string();
+        let error = Config::parse("[cni]\ntimeout_seconds = \"x\"\n")
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("line 2: "), "{error}");
         let error = Config::parse("state = \"run\"").unwrap_err().to_string();
         assert_eq!(error, "state: \"run\": must be an absolute path");

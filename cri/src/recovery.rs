@@ -37,7 +37,7 @@ pub(crate) async fn recover(node: &Arc<Node>) {
     containers.join_all().await;
     let known: Vec<String> = node.containers().iter().map(|one| one.id.clone()).collect();
     remove_strays(node, &known).await;
-    node.images.keep_only(&known);
+    node.images.keep_only(&known).await;
 }
 
 async fn connect(node: Arc<Node>, sandbox: Arc<Sandbox>) {

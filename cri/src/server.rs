@@ -21,6 +21,7 @@ use tonic::transport::Server;
 
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
+use crate::log;
 use crate::node::Node;
 use crate::notify::{READY, STOPPING, notify};
 use crate::proto::image_service_server::ImageServiceServer;
@@ -28,7 +29,6 @@ use crate::proto::runtime_service_server::RuntimeServiceServer;
 use crate::service;
 use crate::service::image::Images;
 use crate::service::runtime::Runtime;
-use crate::log;
 
 /// The largest request, in bytes, as the kubelet's limit is for answers.
 const MESSAGE_MAX: usize = 16 << 20;
@@ -173,9 +173,11 @@ impl Allowed {
 
     /// By what the kernel says of who connected (`SO_PEERCRED`).
     fn is_allowed(&self, client: &UnixStream) -> bool {
-        let allowed = client
-            .peer_cred()
-            .map(|peer| self.allows(peer.uid(), peer.gid()).then_some(()).ok_or((peer.uid(), peer.gid())));
+        let allowed = client.peer_cred().map(|peer| {
+            self.allows(peer.uid(), peer.gid())
+                .then_some(())
+                .ok_or((peer.uid(), peer.gid()))
+        });
         match allowed {
             Ok(Ok(())) => true,
             Ok(Err((uid, gid))) => {

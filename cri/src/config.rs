@@ -1,4 +1,4 @@
-//! `config.toml`: every key has a default, an unknown one is refused.
+//! `config.toml`: every key has a default, an unknown one is refused. `cri/config.toml` documents them all.
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 /// Where it is looked for; a file that is not there is an empty one.
 pub(crate) const PATH: &str = "/etc/rtc-cri/config.toml";
 
+/// The default one, with every key.
+pub(crate) const DEFAULT: &str = include_str!("../config.toml");
+
 /// There is one where the machine has nothing but cgroup v2.
 const UNIFIED: &str = "/sys/fs/cgroup/cgroup.controllers";
 
@@ -21,6 +24,11 @@ const UNIFIED: &str = "/sys/fs/cgroup/cgroup.controllers";
 pub(crate) struct Config {
     /// The socket of the server.
     pub(crate) socket: PathBuf,
+    /// The group that may use the socket besides root; left out: root's.
+    pub(crate) socket_gid: Option<u32>,
+    /// Whom of those that may use the socket to serve besides root; both empty: all.
+    pub(crate) allowed_uids: Vec<u32>,
+    pub(crate) allowed_gids: Vec<u32>,
     /// What outlives a boot: images, upper layers, network attachments.
     pub(crate) root: PathBuf,
     /// What dies with the boot: records of pods, bundles, sockets.
@@ -97,6 +105,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             socket: "/run/rtc-cri/rtc-cri.sock".into(),
+            socket_gid: None,
+            allowed_uids: Vec::new(),
+            allowed_gids: Vec::new(),
             root: "/var/lib/rtc-cri".into(),
             state: "/run/rtc-cri".into(),
             cgroup_driver: None,
@@ -187,6 +198,124 @@ impl Config {
             Err(error) if !required && error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(Error::invalid(format_args!("{}: {error}", path.display()))),
         };
-        toml::from_str(&text).map_err(|error| Error::invalid(format_args!("{}: {error}", path.display())))
+        Self::parse(&text).map_err(|error| error.context(path.display().to_string()))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let before = error
+                .span()
+                .and_then(|span| text.get(..span.start))
+                .unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            Error::invalid(format_args!("line {line}: {}", error.message()))
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        for (key, path) in [
+            ("socket", &self.socket),
+            ("root", &self.root),
+            ("state", &self.state),
+            ("cni.conf_dir", &self.cni.conf_dir),
+            ("cni.cache_dir", &self.cni.cache_dir),
+            ("images.certs_dir", &self.images.certs_dir),
+        ] {
+            if !path.is_absolute() {
+                return Err(Error::invalid(format_args!(
+                    "{key}: {path:?}: must be an absolute path"
+                )));
+            }
+        }
+        let names = self.handlers.keys().chain([&self.default_handler]);
+        for name in names {
+            // As RuntimeClass.handler: a DNS label.
+            let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+            if name.is_empty() || name.len() > 63 || !name.bytes().all(plain) {
+                return Err(Error::invalid(format_args!(
+                    "handlers: {name:?}: must be 1 to 63 lower case letters, digits and '-'"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The names of all keys, as `cni.conf_dir`.
+    fn keys(value: &serde_json::Value, above: &str, found: &mut Vec<String>) {
+        for (name, value) in value.as_object().into_iter().flatten() {
+            let name = format!("{above}{name}");
+            if value.is_object() {
+                keys(value, &format!("{name}."), found);
+            } else {
+                found.push(name);
+            }
+        }
+    }
+
+    /// The file, with the keys in it that are left out by default.
+    fn whole() -> String {
+        let uncommented = DEFAULT.lines().map(|line| {
+            // Prose begins with a blank.
+            let key = line.strip_prefix('#').filter(|rest| !rest.starts_with(' '));
+            key.unwrap_or(line)
+        });
+        uncommented.collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_file_that_is_printed_is_the_default() {
+        let read = Config::parse(DEFAULT).unwrap();
+        assert_eq!(
+            serde_json::to_value(&read).unwrap(),
+            serde_json::to_value(Config::default()).unwrap()
+        );
+    }
+
+    #[test]
+    fn the_file_that_is_printed_has_every_key() {
+        let config = Config::parse(&whole()).unwrap();
+        let mut known = Vec::new();
+        keys(&serde_json::to_value(&config).unwrap(), "", &mut known);
+        let table: toml::Table = toml::from_str(&whole()).unwrap();
+        let mut said = Vec::new();
+        keys(&serde_json::to_value(table).unwrap(), "", &mut said);
+        known.sort();
+        said.sort();
+        assert_eq!(known, said);
+    }
+
+    #[test]
+    fn a_key_that_is_not_known_is_refused_by_its_line() {
+        let error = Config::parse("debug = true\n\nsokket = \"/x\"\n")
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with("line 3: unknown field `sokket`"), "{error}");
+        let error = Config::parse("[cni]\ntimeout_seconds = \"x\"\n")
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with("line 2: "), "{error}");
+        let error = Config::parse("state = \"run\"").unwrap_err().to_string();
+        assert_eq!(error, "state: \"run\": must be an absolute path");
+        let error = Config::parse("[handlers.\"a/b\"]\n").unwrap_err().to_string();
+        assert!(error.contains("\"a/b\""), "{error}");
+    }
+
+    #[test]
+    fn an_empty_handler_is_the_default_one_and_an_unknown_one_is_refused() {
+        let config = Config::parse("[handlers.crun]\nbinary = \"/usr/bin/crun\"\n").unwrap();
+        assert!(config.handler("").unwrap().binary.is_none());
+        assert!(config.handler("rtc").unwrap().binary.is_none());
+        assert!(config.handler("crun").unwrap().binary.is_some());
+        let error = config.handler("kata").unwrap_err().to_string();
+        assert!(error.contains("[\"rtc\", \"crun\"]"), "{error}");
+        let names: Vec<_> = config.handler_names().collect();
+        assert_eq!(names, ["rtc", "crun"]);
     }
 }

@@ -12,6 +12,8 @@ mod journal;
 mod log;
 mod metrics;
 mod node;
+mod notify;
+mod recovery;
 mod sandbox;
 mod server;
 mod service;
@@ -37,6 +39,7 @@ rtc-cri: CRI v1 server
   rtc-cri [--config FILE]
 
   --config FILE   default /etc/rtc-cri/config.toml, which need not exist
+  --print-config  the default configuration, with every key, and end
   --version
 ";
 
@@ -46,6 +49,10 @@ fn main() -> ExitCode {
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
             Some("--config") => path = arguments.next().map(PathBuf::from),
+            Some("--print-config") => {
+                print!("{}", config::DEFAULT);
+                return ExitCode::SUCCESS;
+            }
             Some("--version") => {
                 println!("rtc-cri {}", env!("CARGO_PKG_VERSION"));
                 return ExitCode::SUCCESS;
@@ -79,6 +86,7 @@ fn run(path: Option<PathBuf>) -> Result<()> {
         .map_err(anyhow::Error::from)?;
     runtime.block_on(async {
         let node = Node::open(config)?;
+        recovery::recover(&node).await;
         let mut terminate = signal(SignalKind::terminate()).map_err(anyhow::Error::from)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(anyhow::Error::from)?;
         log::info(format_args!(

@@ -26,7 +26,9 @@ use crate::image::Images;
 use crate::image::pulls::Pulls;
 use crate::journal::{Durability, Journal};
 use crate::sandbox::{self, Sandbox};
+use crate::shim::Shim;
 use crate::shim::cgroup::ShimCgroup;
+use crate::spec::Facts;
 use crate::stats::Rates;
 use crate::status::Handlers;
 
@@ -40,6 +42,8 @@ pub(crate) struct Node {
     pub(crate) rates: Rates,
     /// The cgroup of all shims.
     pub(crate) shims: ShimCgroup,
+    /// What the node is.
+    pub(crate) facts: Facts,
     /// What runtime handlers can do, once they were asked.
     pub(crate) handlers: Handlers,
     sandboxes: Mutex<Table<Sandbox>>,
@@ -133,6 +137,7 @@ impl Node {
             events: Events::new(),
             rates: Rates::default(),
             shims: ShimCgroup::open(&config),
+            facts: Facts::detect(&config)?,
             handlers: Handlers::default(),
             sandboxes: Mutex::default(),
             containers: Mutex::default(),
@@ -184,6 +189,20 @@ impl Node {
     /// `NotFound`, `InvalidArgument` for the beginning of several.
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>> {
         locked(&self.containers).find("container", id)
+    }
+
+    /// The shim of a sandbox.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`; `FailedPrecondition`: it is stopped.
+    pub(crate) fn shim_of(&self, sandbox: &str) -> Result<Arc<Shim>> {
+        self.sandbox(sandbox)?.shim().ok_or_else(|| {
+            Error::text(
+                Kind::FailedPrecondition,
+                format_args!("sandbox {sandbox} is not ready"),
+            )
+        })
     }
 
     /// Takes its id and its name (`sandbox::Record::name`). Its maker has its turn already, so that whoever comes with the

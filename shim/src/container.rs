@@ -53,6 +53,8 @@ pub(crate) struct Container {
     made: Mutex<Option<Made>>,
     /// Init was collected: no exec may start any more.
     init_ended: AtomicBool,
+    /// The kernel killed in it for want of memory, since its start.
+    pub(crate) out_of_memory: Arc<AtomicBool>,
 }
 
 /// What create made.
@@ -109,6 +111,7 @@ impl Container {
             turn: tokio::sync::Mutex::default(),
             made: Mutex::default(),
             init_ended: AtomicBool::new(false),
+            out_of_memory: Arc::default(),
         }))
     }
 

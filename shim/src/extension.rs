@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -11,7 +12,7 @@ use containerd_shim_protos::protobuf::well_known_types::empty::Empty;
 use nix::fcntl::OFlag;
 use rtc_shim::protocol::{
     self, AttachRequest, ExecSyncRequest, ExecSyncResponse, InfoResponse, Namespace, NamespacesResponse,
-    ReopenLogRequest,
+    OutOfMemoryRequest, OutOfMemoryResponse, ReopenLogRequest,
 };
 use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 
@@ -23,11 +24,12 @@ use crate::shim::Shim;
 use crate::task::whole;
 
 /// What this shim can do.
-const FEATURES: [&str; 6] = [
+const FEATURES: [&str; 7] = [
     "attach",
     "cri-log",
     "exec-sync",
     "namespaces",
+    "out-of-memory",
     "reopen-log",
     "sandbox",
 ];
@@ -80,6 +82,18 @@ impl protocol::Shim for Extension {
         Ok(NamespacesResponse {
             namespaces: namespaces?,
             ..NamespacesResponse::default()
+        })
+    }
+
+    async fn out_of_memory(
+        &self,
+        _: &TtrpcContext,
+        request: OutOfMemoryRequest,
+    ) -> ttrpc::Result<OutOfMemoryResponse> {
+        let container = self.0.container(&request.container)?;
+        Ok(OutOfMemoryResponse {
+            killed: container.out_of_memory.load(Ordering::Relaxed),
+            ..OutOfMemoryResponse::default()
         })
     }
 }

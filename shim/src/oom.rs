@@ -1,6 +1,9 @@
-//! Telling containerd that the kernel killed a process of a container for want of memory.
+//! Telling containerd that the kernel killed a process of a container for want of memory; rtc-cri asks (`extension.rs`).
+//!
+//! Noted while the cgroup is there: systemd removes a scope's as soon as nothing runs in it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use containerd_shim_protos::events::task::TaskOOM;
 use containerd_shim_protos::topics;
@@ -17,8 +20,9 @@ pub(crate) fn watch(container: &Arc<Container>, events: &Events) {
     match container.with_cgroup(Cgroup::oom_watch) {
         Ok(watch) => {
             let (id, events) = (container.id.to_string(), events.clone());
+            let noted = Arc::clone(&container.out_of_memory);
             tokio::spawn(async move {
-                if let Err(error) = tell(watch, &id, &events).await {
+                if let Err(error) = tell(watch, &id, &events, &noted).await {
                     log::warn(format_args!("container {id}: watch for oom: {error:#}"));
                 }
             });
@@ -28,7 +32,7 @@ pub(crate) fn watch(container: &Arc<Container>, events: &Events) {
     }
 }
 
-async fn tell(watch: OomWatch, id: &str, events: &Events) -> anyhow::Result<()> {
+async fn tell(watch: OomWatch, id: &str, events: &Events, noted: &AtomicBool) -> anyhow::Result<()> {
     let mut watch = wait_for(watch, Interest::READABLE)?;
     loop {
         let mut ready = watch.readable_mut().await?;
@@ -36,6 +40,7 @@ async fn tell(watch: OomWatch, id: &str, events: &Events) -> anyhow::Result<()> 
             if event != OomEvent::Oom {
                 return Ok(());
             }
+            noted.store(true, Ordering::Relaxed);
             let message = TaskOOM {
                 container_id: id.to_owned(),
                 ..TaskOOM::default()

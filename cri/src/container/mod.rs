@@ -1,8 +1,18 @@
 //! Containers: a file for each verb.
+//!
+//! ```text
+//! create.rs   Making ──> Created                      the task exists: its process waits at its gate
+//! start.rs               Created ──> Running          exit.rs waits for its end, in a task of its own
+//! exit.rs                            Running ──> Exited
+//! stop.rs                Created ─────────────> Exited, Running: signals, until exit.rs says so
+//! remove.rs   clean.rs: task, upper layer, bundle; then it is forgotten
+//! ```
 
 pub(crate) mod checkpoint;
+pub(crate) mod clean;
 pub(crate) mod create;
 pub(crate) mod exec_sync;
+pub(crate) mod exit;
 pub(crate) mod list;
 pub(crate) mod log;
 pub(crate) mod remove;
@@ -12,12 +22,13 @@ pub(crate) mod stop;
 pub(crate) mod update;
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::proto::{ContainerConfig, ContainerState, ContainerUser};
+use crate::proto::{ContainerConfig, ContainerState, ContainerUser, LinuxContainerResources};
 
 /// What is recorded of a container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -43,6 +54,12 @@ pub(crate) struct Record {
     pub(crate) user: Option<ContainerUser>,
     /// Linux's number: the request's, or the image's, or SIGTERM.
     pub(crate) stop_signal: i32,
+    /// Its limits, as of the last update.
+    pub(crate) resources: Option<LinuxContainerResources>,
+    /// Of each of `config.mounts`: the digest of its image, where it is one.
+    pub(crate) mounted_images: Vec<Option<String>>,
+    /// Its shim may have something of it: mounts, a cgroup, a process.
+    pub(crate) task: bool,
 }
 
 /// Where a container is in its life, with what is true in it. Times are nanoseconds since the epoch.
@@ -74,8 +91,10 @@ pub(crate) struct Container {
     record: Mutex<Arc<Record>>,
     /// Tells those who wait for a change of `state` that there was one.
     pub(crate) changed: watch::Sender<()>,
-    /// The turn of who creates, starts, updates or removes it. StopContainer never waits for it.
+    /// The turn of who creates, starts, updates or removes it. Stopping what runs never waits for it.
     pub(crate) turn: tokio::sync::Mutex<()>,
+    /// It was sent its stop signal: some programs take a second one for an order to hurry.
+    pub(crate) signalled: AtomicBool,
 }
 
 impl Record {
@@ -93,6 +112,7 @@ impl Container {
             record: Mutex::new(Arc::new(record)),
             changed: watch::Sender::new(()),
             turn: tokio::sync::Mutex::default(),
+            signalled: AtomicBool::new(false),
         }
     }
 
@@ -113,12 +133,58 @@ impl Container {
     }
 }
 
+impl Container {
+    /// Waits until it has exited.
+    pub(crate) async fn exited(&self) {
+        let mut changed = self.changed.subscribe();
+        while !matches!(self.record().state, State::Exited { .. }) {
+            // We have the sender.
+            let _ = changed.changed().await;
+        }
+    }
+}
+
 impl State {
+    /// For a message, as `running`.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Making => "being created",
+            Self::Created => "created",
+            Self::Running { .. } => "running",
+            Self::Exited { .. } => "exited",
+        }
+    }
+
     pub(crate) fn cri(&self) -> ContainerState {
         match self {
             Self::Making | Self::Created => ContainerState::ContainerCreated,
             Self::Running { .. } => ContainerState::ContainerRunning,
             Self::Exited { .. } => ContainerState::ContainerExited,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// With nothing in it.
+    pub(crate) fn record(id: &str, sandbox: &str, state: State) -> Record {
+        Record {
+            id: id.into(),
+            sandbox: sandbox.into(),
+            config: ContainerConfig::default(),
+            image_id: String::new(),
+            image_ref: String::new(),
+            created_at: 1,
+            state,
+            log_path: None,
+            cgroup: String::new(),
+            user: None,
+            stop_signal: 15,
+            resources: None,
+            mounted_images: Vec::new(),
+            task: false,
         }
     }
 }

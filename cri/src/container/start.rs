@@ -2,14 +2,73 @@
 
 use std::sync::Arc;
 
+use super::{Container, State, exit};
 use crate::error::{Error, Kind, Result};
+use crate::events;
+use crate::log;
 use crate::node::Node;
-use crate::proto::*;
+use crate::proto::{ContainerEventType, StartContainerRequest, StartContainerResponse};
+
+/// As containerd has it: the exit code of what could not be started.
+const NOT_STARTED: i32 = 128;
 
 /// StartContainer.
 pub(crate) async fn start(
-    _node: &Arc<Node>,
-    _request: StartContainerRequest,
+    node: &Arc<Node>,
+    request: StartContainerRequest,
 ) -> Result<StartContainerResponse> {
-    Err(Error::text(Kind::Unimplemented, "StartContainer: not yet"))
+    let container = node.container(&request.container_id)?;
+    let _turn = container.turn.lock().await;
+    let record = container.record();
+    if record.state != State::Created {
+        return Err(Error::text(
+            Kind::FailedPrecondition,
+            format_args!(
+                "container_id: {} can't be started: it is {}",
+                container.id,
+                record.state.word()
+            ),
+        ));
+    }
+    let shim = node.shim_of(&record.sandbox)?;
+    match shim.start_task(&container.id).await {
+        Ok(pid) => {
+            container.change(|record| {
+                record.state = State::Running {
+                    pid,
+                    started_at: events::now(),
+                };
+            });
+            let recorded = node.record_container(&container).await;
+            events::send(
+                node,
+                &container.id,
+                &record.sandbox,
+                ContainerEventType::ContainerStartedEvent,
+            )
+            .await;
+            // After the event of its start.
+            exit::watch(node, &container, shim);
+            recorded?;
+            Ok(StartContainerResponse {})
+        }
+        Err(error) => {
+            failed(node, &container, &error).await;
+            Err(error)
+        }
+    }
+}
+
+/// It will never run.
+async fn failed(node: &Arc<Node>, container: &Arc<Container>, error: &Error) {
+    let ended = State::Exited {
+        started_at: 0,
+        finished_at: events::now(),
+        exit_code: NOT_STARTED,
+        reason: "StartError".into(),
+        message: error.to_string(),
+    };
+    if let Err(error) = exit::end(node, container, ended).await {
+        log::warn(format_args!("container {}: {error}", container.id));
+    }
 }

@@ -1,30 +1,199 @@
-//! A layer on its way in.
+//! A layer on its way in: from whoever downloads it to the process that unpacks it.
 
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, anyhow};
+use nix::fcntl::{FcntlArg, fcntl};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::{Child, ChildStdin, Command};
+
+use super::layers::{Claim, Claimed, Layers, Use};
+use super::mend;
+use super::unpack::{self, Outcome, Summary};
 use crate::error::{Error, Kind, Result};
+
+/// What the unpacker may say, in bytes: all that it remembers, as JSON.
+const OUTCOME_MAX: u64 = 64 << 20;
+/// So much of the disk stays free, whatever a layer has.
+const ROOM_LEFT: u64 = 256 << 20;
+/// Fewer changes between the two processes; more than is allowed is not needed.
+const PIPE: i32 = 1 << 20;
 
 /// A layer of an image that is being pulled.
 #[derive(Debug)]
-pub(crate) struct Wanted {}
+pub(crate) struct Wanted {
+    layers: Arc<Layers>,
+    /// Chain ids: of this one, the last, and those below it.
+    chains: Vec<String>,
+    diff_id: String,
+    claimed: tokio::sync::Mutex<Option<Claimed>>,
+    held: Arc<Mutex<Option<Use>>>,
+}
 
 impl Wanted {
-    /// Whether it is here already, or a pull of another image brings it: there is nothing to download yet.
+    /// `chains`: of this layer, the last, and those below it.
+    pub(super) fn new(layers: &Arc<Layers>, chains: &[String], diff_id: &str) -> Self {
+        let chain = chains.last().map(String::as_str).unwrap_or_default();
+        let (mut held, mut claimed) = (None, None);
+        match layers.claim(chain) {
+            Claimed::Here(used) => held = Some(used),
+            other => claimed = Some(other),
+        }
+        Self {
+            layers: Arc::clone(layers),
+            chains: chains.to_vec(),
+            diff_id: diff_id.to_owned(),
+            claimed: tokio::sync::Mutex::new(claimed),
+            held: Arc::new(Mutex::new(held)),
+        }
+    }
+
+    /// Whether it is here already: there is nothing to download.
     pub(crate) fn is_here(&self) -> bool {
-        false
+        self.number().is_some()
+    }
+
+    pub(super) fn number(&self) -> Option<u32> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().map(|used| used.number)
     }
 
     /// Starts to unpack it. `None`: it is here, or another pull has just brought it (waited for).
     ///
+    /// This and `Writer::finish` wait for other layers and other pulls: hold no turn of a queue that those need. Begin with the
+    /// lowest.
+    ///
     /// # Errors
     ///
     /// A media type that is no layer's, by name; no room; no process.
-    pub(crate) async fn begin(&self, _media_type: &str) -> Result<Option<Writer>> {
-        Err(Error::text(Kind::Unimplemented, "layers: not yet"))
+    pub(crate) async fn begin(&self, media_type: &str) -> Result<Option<Writer>> {
+        check_media_type(media_type)?;
+        let mut claimed = self.claimed.lock().await;
+        loop {
+            match claimed.take() {
+                None => return Ok(None),
+                Some(Claimed::Here(used)) => {
+                    *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(used);
+                    return Ok(None);
+                }
+                Some(Claimed::Mine(claim)) => return self.start(claim).await.map(Some),
+                Some(Claimed::Coming(mut here)) => {
+                    // However it ended, it is asked for again.
+                    let _ = here.wait_for(|here| *here).await;
+                    let chain = self.chains.last().map(String::as_str).unwrap_or_default();
+                    *claimed = Some(self.layers.claim(chain));
+                }
+            }
+        }
     }
+
+    async fn start(&self, claim: Claim) -> Result<Writer> {
+        let path = claim.path();
+        let below = path.clone();
+        let limits = tokio::task::spawn_blocking(move || make_directory(&below))
+            .await
+            .context("make a layer's directory")??;
+        let mut child = command(&path, limits)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .context("start the unpacker")?;
+        let stdin = child.stdin.take().context("the unpacker's input")?;
+        let _ = fcntl(&stdin, FcntlArg::F_SETPIPE_SZ(PIPE));
+        Ok(Writer {
+            child,
+            stdin: Some(stdin),
+            claim,
+            layers: Arc::clone(&self.layers),
+            below: self.chains.iter().rev().skip(1).cloned().collect(),
+            diff_id: self.diff_id.clone(),
+            held: Arc::clone(&self.held),
+        })
+    }
+}
+
+fn make_directory(path: &Path) -> anyhow::Result<unpack::Limits> {
+    // One of this number that was left by a server that died.
+    if let Some(parent) = path.parent() {
+        super::removal::remove(parent).with_context(|| format!("remove {parent:?}"))?;
+    }
+    std::fs::create_dir_all(path).with_context(|| format!("mkdir {path:?}"))?;
+    let disk = nix::sys::statvfs::statvfs(path).with_context(|| format!("statvfs {path:?}"))?;
+    Ok(unpack::Limits {
+        bytes: (disk.blocks_available() * disk.fragment_size()).saturating_sub(ROOM_LEFT),
+        // File systems that make inodes as they need them have no count.
+        entries: if disk.files() == 0 {
+            u64::MAX
+        } else {
+            disk.files_available()
+        },
+    })
+}
+
+#[cfg(not(test))]
+fn command(path: &Path, limits: unpack::Limits) -> Command {
+    // The program that runs, whatever is at its path by now.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("rtc-cri").arg(unpack::ARGUMENT);
+    with_limits(&mut command, path, limits);
+    command
+}
+
+/// The tests' own program, which has a test that is the unpacker.
+#[cfg(test)]
+fn command(path: &Path, limits: unpack::Limits) -> Command {
+    let mut command = Command::new("sh");
+    let test = "image::unpack::tests::process::the_unpacker --exact --ignored --nocapture --test-threads=1";
+    command.args([
+        "-c",
+        &format!("LAYER=\"$*\" exec {:?} {test}", std::env::current_exe().unwrap()),
+        "sh",
+    ]);
+    with_limits(&mut command, path, limits);
+    command
+}
+
+fn with_limits(command: &mut Command, path: &Path, limits: unpack::Limits) {
+    command
+        .arg(limits.bytes.to_string())
+        .arg(limits.entries.to_string())
+        .arg(path)
+        .env_clear()
+        .current_dir("/");
+}
+
+/// Layers as OCI and Docker name them; what is in them is told by their first bytes.
+fn check_media_type(media_type: &str) -> Result<()> {
+    let known = [
+        "application/vnd.oci.image.layer.",
+        "application/vnd.docker.image.rootfs.",
+    ];
+    let plain = media_type.split_once(';').map_or(media_type, |(plain, _)| plain);
+    let end = [".tar", ".tar+gzip", ".tar+zstd", ".tar.gzip", ".tar.zstd"];
+    if known.iter().any(|start| plain.starts_with(start)) && end.iter().any(|end| plain.ends_with(end)) {
+        return Ok(());
+    }
+    Err(Error::invalid(format_args!(
+        "a layer of media type {media_type:?}: only tar, gzip and zstd can be unpacked"
+    )))
 }
 
 /// Takes a layer as it is downloaded: compressed, from the first byte to the last. Dropped: nothing is left of it.
 #[derive(Debug)]
-pub(crate) struct Writer {}
+pub(crate) struct Writer {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    claim: Claim,
+    layers: Arc<Layers>,
+    /// Chain ids of the layers below, the uppermost first.
+    below: Vec<String>,
+    diff_id: String,
+    held: Arc<Mutex<Option<Use>>>,
+}
 
 impl Writer {
     /// The next bytes; waits for the unpacker to take them.
@@ -32,16 +201,110 @@ impl Writer {
     /// # Errors
     ///
     /// The layer can't be unpacked: it is bad (`finish` is not needed), or there is no room.
-    pub(crate) async fn write(&mut self, _bytes: &[u8]) -> Result<()> {
-        Err(Error::text(Kind::Unimplemented, "layers: not yet"))
+    pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let Some(stdin) = &mut self.stdin else {
+            return Err(anyhow!("layer {}: it was given up", self.diff_id).into());
+        };
+        let Err(error) = stdin.write_all(bytes).await else {
+            return Ok(());
+        };
+        // It ended before its input, and says why.
+        match self.outcome().await {
+            Ok(_) => Err(anyhow!(error).context(format!("layer {}", self.diff_id)).into()),
+            Err(error) => Err(error),
+        }
     }
 
-    /// All was written, and its digest is right. Checks the diff id, waits for the layers below.
+    /// All was written, and its digest is right. Checks the diff id, waits for the layers below (see `Wanted::begin`).
     ///
     /// # Errors
     ///
     /// It is bad: nothing is left of it.
-    pub(crate) async fn finish(self) -> Result<()> {
-        Err(Error::text(Kind::Unimplemented, "layers: not yet"))
+    pub(crate) async fn finish(mut self) -> Result<()> {
+        let summary = self.outcome().await?;
+        if summary.diff_id != self.diff_id {
+            return Err(Error::text(
+                Kind::Unknown,
+                format_args!(
+                    "layer {}: what was downloaded is {}: the image's configuration and its layers do not belong together",
+                    self.diff_id, summary.diff_id
+                ),
+            ));
+        }
+        let mut below = Vec::with_capacity(self.below.len());
+        for chain in &self.below {
+            let number = self.layers.arrival(chain).await.ok_or_else(|| {
+                Error::text(
+                    Kind::Unavailable,
+                    format_args!("layer {}: one below it was not brought", self.diff_id),
+                )
+            })?;
+            below.push(self.layers.path(number));
+        }
+        let (bytes, inodes) = (summary.bytes, summary.inodes);
+        let copied = self.mend(below, summary).await?;
+        let used = self.claim.complete(bytes + copied, inodes);
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(used);
+        Ok(())
+    }
+
+    async fn mend(&self, below: Vec<PathBuf>, summary: Summary) -> Result<u64> {
+        let path = self.claim.path();
+        let mended = tokio::task::spawn_blocking(move || mend::mend(&path, &below, &summary));
+        let mended = mended.await.context("mend a layer")?;
+        Ok(mended.with_context(|| format!("layer {}", self.diff_id))?)
+    }
+
+    /// What the unpacker says at its end.
+    async fn outcome(&mut self) -> Result<Summary> {
+        self.stdin = None;
+        let mut text = Vec::new();
+        if let Some(stdout) = self.child.stdout.take() {
+            let read = stdout.take(OUTCOME_MAX).read_to_end(&mut text).await;
+            read.context("read from the unpacker")?;
+        }
+        let status = self.child.wait().await.context("wait for the unpacker")?;
+        #[cfg(test)]
+        let text = text
+            .into_iter()
+            .skip_while(|byte| *byte != b'{')
+            .collect::<Vec<u8>>();
+        let failed = |kind, text: &dyn std::fmt::Display| {
+            Err(Error::text(kind, format_args!("layer {}: {text}", self.diff_id)))
+        };
+        match serde_json::from_slice(&text) {
+            Ok(Outcome::Done(summary)) => Ok(summary),
+            Ok(Outcome::Full(error)) => failed(Kind::ResourceExhausted, &error),
+            Ok(Outcome::Failed(error)) => failed(Kind::Unknown, &error),
+            Err(_) => failed(Kind::Unknown, &format_args!("the unpacker ended: {status}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_media_type_that_is_no_layers_is_refused_by_name() {
+        for good in [
+            "application/vnd.oci.image.layer.v1.tar",
+            "application/vnd.oci.image.layer.v1.tar+gzip",
+            "application/vnd.oci.image.layer.v1.tar+zstd",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+            "application/vnd.docker.image.rootfs.diff.tar.zstd",
+        ] {
+            assert!(check_media_type(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "text/plain",
+            "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+        ] {
+            let error = check_media_type(bad).unwrap_err().to_string();
+            assert!(error.contains(&format!("{bad:?}")), "{error}");
+        }
     }
 }

@@ -10,20 +10,25 @@
 //!
 //! A `Writer` or `Wanted` that is dropped before the commit leaves nothing.
 
+mod beneath;
 mod configuration;
 pub(crate) mod fs_info;
 mod layer;
+mod layers;
 pub(crate) mod list;
+mod mend;
 mod merged;
 pub(crate) mod pull;
 pub(crate) mod pulls;
 pub(crate) mod reference;
 mod registry;
+mod removal;
 pub(crate) mod remove;
 mod snapshot;
 pub(crate) mod status;
 mod store;
 pub(crate) mod unpack;
+mod usage;
 mod volume;
 
 use std::path::PathBuf;
@@ -32,8 +37,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use configuration::Configuration;
 pub(crate) use layer::{Wanted, Writer};
-pub(crate) use snapshot::Usage;
 pub(crate) use store::Images;
+pub(crate) use usage::Usage;
 pub(crate) use volume::Volume;
 
 /// An image that is here whole: every layer is unpacked and durable.

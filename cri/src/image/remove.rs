@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::node::Node;
 use crate::proto::*;
 
-/// RemoveImage.
-pub(crate) async fn remove(_node: &Arc<Node>, _request: RemoveImageRequest) -> Result<RemoveImageResponse> {
-    Err(Error::text(Kind::Unimplemented, "RemoveImage: not yet"))
+/// RemoveImage: by any of its names, all of them go, as in containerd. Containers that run from it keep its layers.
+pub(crate) async fn remove(node: &Arc<Node>, request: RemoveImageRequest) -> Result<RemoveImageResponse> {
+    let name = request.image.unwrap_or_default().image;
+    if name.is_empty() {
+        return Err(Error::invalid("image.image: is empty: name an image"));
+    }
+    node.images.forget(&name).await?;
+    Ok(RemoveImageResponse {})
 }

@@ -12,9 +12,10 @@ use nix::mount::{MntFlags, umount2};
 
 use super::{Sandbox, State, bundle, netns};
 use crate::error::{Kind, Result};
-use crate::log;
 use crate::node::Node;
+use crate::proto::ContainerEventType;
 use crate::shim::{self, Shim, start};
+use crate::{events, log};
 
 /// Takes back what RunPodSandbox made, up to its name. The caller has its turn.
 ///
@@ -138,5 +139,7 @@ pub(crate) fn watch(node: &Arc<Node>, sandbox: &Arc<Sandbox>, shim: Arc<Shim>) {
         if let Err(error) = node.record_sandbox(&sandbox).await {
             log::warn(format_args!("sandbox {}: {error}", sandbox.id));
         }
+        let kind = ContainerEventType::ContainerStoppedEvent;
+        events::send(&node, &sandbox.id, &sandbox.id, kind).await;
     });
 }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use nix::errno::Errno;
+use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::error::Result;
@@ -55,7 +56,7 @@ pub(crate) fn pin(namespace: &Namespace, target: &Path) -> Result<()> {
         .create(true)
         .truncate(false)
         .mode(0o444)
-        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_CLOEXEC)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
         .open(target)
         .with_context(|| target.display().to_string())?;
     let source = format!("/proc/self/fd/{}", found.as_raw_fd());

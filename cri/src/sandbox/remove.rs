@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{end, stop};
 use crate::container;
 use crate::error::{Kind, Result};
+use crate::events;
 use crate::node::Node;
 use crate::proto::*;
 
@@ -21,11 +22,10 @@ pub(crate) async fn remove(
     let _turn = sandbox.turn.lock().await;
     stop::stop_sandbox(node, &sandbox).await?;
     for container in node.containers_of(&sandbox.id) {
-        let request = RemoveContainerRequest {
-            container_id: container.id.clone(),
-        };
-        container::remove::remove(node, request).await?;
+        container::remove::remove_container(node, &container).await?;
     }
     end::forget(node, &sandbox).await?;
+    let kind = ContainerEventType::ContainerDeletedEvent;
+    events::send(node, &sandbox.id, &sandbox.id, kind).await;
     Ok(RemovePodSandboxResponse {})
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use anyhow::Context as _;
 
@@ -15,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::node::Node;
 use crate::proto::*;
 use crate::shim::start::{self, Start};
-use crate::{id, log};
+use crate::{events, id, log};
 
 /// RunPodSandbox. A retry, by the same name, uid, namespace and attempt, waits for the one that is on its way, or finds
 /// what it made.
@@ -67,15 +66,12 @@ fn found(node: &Node, other: &Sandbox) -> Result<Option<RunPodSandboxResponse>> 
 
 fn record_of(config: PodSandboxConfig, handler: String) -> Result<Record> {
     let id = id::new()?;
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
     let level = selinux_level(&config);
     let mut record = Record {
         id,
         config,
         handler,
-        created_at: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
+        created_at: events::now(),
         state: State::Making,
         shim: None,
         pid: 0,
@@ -151,6 +147,12 @@ async fn steps(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<()> {
     sandbox.change(|record| record.state = State::Ready);
     node.record_sandbox(sandbox).await?;
     end::watch(node, sandbox, shim);
+    for kind in [
+        ContainerEventType::ContainerCreatedEvent,
+        ContainerEventType::ContainerStartedEvent,
+    ] {
+        events::send(node, &sandbox.id, &sandbox.id, kind).await;
+    }
     Ok(())
 }
 

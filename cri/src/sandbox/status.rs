@@ -2,15 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use serde_json::json;
 
 use super::{Record, Sandbox, State};
-use crate::container;
 use crate::error::{Error, Result};
 use crate::node::Node;
 use crate::proto::*;
+use crate::{container, events};
 
 /// PodSandboxStatus, with the statuses of its containers as they are at `timestamp`.
 pub(crate) async fn status(
@@ -25,20 +24,14 @@ pub(crate) async fn status(
             record.id
         )));
     }
-    let timestamp = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    let mut containers_statuses = Vec::new();
-    for container in node.containers_of(&record.id) {
-        let request = ContainerStatusRequest {
-            container_id: container.id.clone(),
-            verbose: false,
-        };
-        // One that goes meanwhile is none of the sandbox's.
-        if let Ok(response) = container::status::status(node, request).await {
-            containers_statuses.extend(response.status);
-        }
-    }
+    let timestamp = events::now();
+    let containers_statuses = node
+        .containers_of(&record.id)
+        .iter()
+        .map(|container| container.record())
+        .filter(|record| record.state != container::State::Making)
+        .map(|record| container::status::of(node, &record))
+        .collect();
     let info = if request.verbose {
         info(node, &sandbox, &record).await
     } else {
@@ -48,7 +41,7 @@ pub(crate) async fn status(
         status: Some(of(&record)),
         info,
         containers_statuses,
-        timestamp: i64::try_from(timestamp.as_nanos()).unwrap_or(i64::MAX),
+        timestamp,
     })
 }
 

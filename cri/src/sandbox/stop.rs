@@ -1,10 +1,12 @@
 //! StopPodSandbox.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Sandbox, State, end};
 use crate::container;
 use crate::error::{Error, Kind, Result};
+use crate::events;
 use crate::node::Node;
 use crate::proto::*;
 
@@ -40,7 +42,10 @@ pub(super) async fn stop_sandbox(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Re
         record.shim = None;
         record.pid = 0;
     });
-    node.record_sandbox(sandbox).await
+    node.record_sandbox(sandbox).await?;
+    let kind = ContainerEventType::ContainerStoppedEvent;
+    events::send(node, &sandbox.id, &sandbox.id, kind).await;
+    Ok(())
 }
 
 /// All at once, without grace: who wants one stops the containers first.
@@ -50,11 +55,9 @@ async fn stop_containers(node: &Arc<Node>, sandbox: &Sandbox) -> Result<()> {
         .into_iter()
         .map(|container| {
             let node = Arc::clone(node);
-            let request = StopContainerRequest {
-                container_id: container.id.clone(),
-                timeout: 0,
-            };
-            tokio::spawn(async move { container::stop::stop(&node, request).await })
+            tokio::spawn(
+                async move { container::stop::stop_container(&node, &container, Duration::ZERO).await },
+            )
         })
         .collect();
     let mut stopped = Ok(());
@@ -62,7 +65,7 @@ async fn stop_containers(node: &Arc<Node>, sandbox: &Sandbox) -> Result<()> {
         let one = one
             .await
             .unwrap_or_else(|error| Err(Error::new(Kind::Unknown, error)));
-        stopped = stopped.and(one.map(drop));
+        stopped = stopped.and(one);
     }
     stopped
 }

@@ -7,7 +7,9 @@ pub(crate) mod image;
 pub(crate) mod runtime;
 
 use std::pin::Pin;
+use std::sync::LazyLock;
 
+use tokio::sync::watch;
 use tonic::{Response, Status};
 
 use crate::error::{Error, Kind, Result};
@@ -18,6 +20,31 @@ pub(crate) type Stream<T> = Pin<Box<dyn tokio_stream::Stream<Item = std::result:
 
 /// So many items are in one message of a list that is streamed.
 const PIECE: usize = 128;
+
+/// Verbs that change something, and are on their way.
+static RUNNING: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
+
+/// Counts one of them, while it is there.
+struct Running;
+
+impl Running {
+    fn new() -> Self {
+        RUNNING.send_modify(|running| *running += 1);
+        Self
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        RUNNING.send_modify(|running| *running -= 1);
+    }
+}
+
+/// Returns when nothing is being changed.
+pub(crate) async fn idle() {
+    // The sender is static: it does not end.
+    let _ = RUNNING.subscribe().wait_for(|running| *running == 0).await;
+}
 
 fn answer<T>(call: &'static str, result: Result<T>) -> Answer<T> {
     result.map(Response::new).map_err(|error| {
@@ -31,7 +58,9 @@ async fn whole<T: Send + 'static>(
     call: &'static str,
     verb: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Answer<T> {
+    let running = Running::new();
     let result = tokio::spawn(async move {
+        let _running = running;
         let result = verb.await;
         if let Err(error) = &result {
             log::warn(format_args!("{call}: {error}"));
@@ -39,7 +68,7 @@ async fn whole<T: Send + 'static>(
         result
     });
     match result.await {
-        Ok(result) => answer(call, result),
+        Ok(result) => result.map(Response::new).map_err(Status::from),
         // A panic: a defect of ours, which ends this call only.
         Err(error) => Err(Error::new(Kind::Unknown, error).context(call).into()),
     }

@@ -39,10 +39,10 @@ use rtc_shim::protocol::ShimClient;
 use crate::error::{Error, Kind, Result};
 
 pub(crate) use dead::delete;
-pub(crate) use exec::{Exec, Output};
+pub(crate) use exec::Exec;
 pub(crate) use options::Options;
 pub(crate) use sandbox::Namespace;
-pub(crate) use task::{Exit, Mount, Phase, Task, TaskState};
+pub(crate) use task::{Exit, Mount, Phase, Task};
 
 /// Calls that make or change something: a worker, mounts, systemd.
 const LONG: Duration = Duration::from_secs(120);

@@ -221,6 +221,22 @@ impl Shim {
         Ok(stats.await?.stats.unwrap_or_default())
     }
 
+    /// Whether the kernel killed a process of a container for want of memory; to be asked before `delete_task`.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`; `Unimplemented`: a shim of an older release.
+    pub(crate) async fn task_oom(&self, id: &str) -> Result<bool> {
+        let request = rtc_shim::protocol::OutOfMemoryRequest {
+            container: id.to_owned(),
+            ..Default::default()
+        };
+        let answer = self.call("OutOfMemory", SHORT, |context| async {
+            self.own.out_of_memory(context, &request).await
+        });
+        Ok(answer.await?.killed)
+    }
+
     /// Opens the log of a container again by its name: it was renamed.
     ///
     /// # Errors

@@ -83,7 +83,12 @@ impl Devices {
     }
 }
 
-fn node(path: &Path, target: &Path) -> std::io::Result<Option<Node>> {
+/// What is at a path; `None`: no device.
+///
+/// # Errors
+///
+/// As lstat(2).
+pub(super) fn node(path: &Path, target: &Path) -> std::io::Result<Option<Node>> {
     let data = fs::symlink_metadata(path)?;
     let kind = data.file_type();
     Ok((kind.is_block_device() || kind.is_char_device()).then(|| Node {

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use oci_spec::runtime::Capability;
 use rtc_runtime::cgroup::Layout;
 
+use super::apparmor;
 use crate::config::{CgroupDriver, Config};
 use crate::error::Result;
 
@@ -71,6 +72,7 @@ pub(crate) struct Facts {
     /// The least adjustment of the OOM score that it may give.
     pub(crate) least_oom_score_adj: i32,
     pub(crate) seccomp: bool,
+    /// In the kernel, with the tool that loads profiles.
     pub(crate) apparmor: bool,
     pub(crate) selinux: bool,
     /// The name of the node, for pods that have none.
@@ -110,7 +112,8 @@ impl Facts {
                 .lines()
                 .any(|line| line.starts_with("Seccomp_filters:") || line.starts_with("Seccomp:")),
             apparmor: std::fs::read("/sys/module/apparmor/parameters/enabled")
-                .is_ok_and(|on| on.starts_with(b"Y")),
+                .is_ok_and(|on| on.starts_with(b"Y"))
+                && apparmor::has_parser(),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
             hostname: read("/proc/sys/kernel/hostname")?.trim().to_owned(),
         })

@@ -10,6 +10,8 @@
 mod annotations;
 pub(crate) mod apparmor;
 mod capabilities;
+mod cdi;
+mod cdi_apply;
 mod cgroup;
 mod devices;
 pub(crate) mod facts;
@@ -137,6 +139,8 @@ pub(crate) fn make(facts: &Facts, asked: &Asked<'_>) -> Result<Made> {
 struct Found {
     sources: Vec<Source>,
     devices: Devices,
+    /// What CDI devices add.
+    edits: Vec<cdi::Edits>,
     /// Names of loaded AppArmor profiles.
     profiles: Vec<String>,
 }
@@ -147,13 +151,22 @@ impl Found {
         Ok(Self {
             sources: Source::look(asked)?,
             devices: Devices::look(asked, host_devices)?,
-            profiles: if facts.apparmor {
-                apparmor::loaded()?
-            } else {
-                Vec::new()
-            },
+            edits: edits(asked.config)?,
+            profiles: apparmor::ready(facts, &asked.context())?,
         })
     }
+}
+
+fn edits(config: &ContainerConfig) -> Result<Vec<cdi::Edits>> {
+    let names = cdi::names(config)?;
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut edits = cdi::Registry::read(&cdi::DIRECTORIES).edits(&names)?;
+    for node in edits.iter_mut().flat_map(|edits| &mut edits.device_nodes) {
+        node.fill()?;
+    }
+    Ok(edits)
 }
 
 impl Asked<'_> {
@@ -228,6 +241,7 @@ fn translate(facts: &Facts, asked: &Asked<'_>, found: &Found) -> Result<Made> {
         .set_mounts(Some(mounts.list))
         .set_annotations(Some(annotations::of(asked)))
         .set_linux(Some(linux));
+    cdi_apply::apply(&found.edits, &mut spec)?;
     Ok(Made {
         spec,
         user: user.cri(),

@@ -90,7 +90,7 @@ pub(super) fn env(config: &ContainerConfig, image: &Untrusted, hostname: &str) -
 }
 
 /// One without `=` takes the variable out.
-fn set(env: &mut Vec<String>, variable: String) {
+pub(super) fn set(env: &mut Vec<String>, variable: String) {
     let name = variable.split_once('=').map(|(name, _)| name);
     let prefix = format!("{}=", name.unwrap_or(&variable));
     let known = env.iter().position(|known| known.starts_with(&prefix));

@@ -20,6 +20,7 @@ pub mod process;
 pub mod seccomp;
 pub mod signals;
 pub mod tty;
+pub mod xattr;
 
 use std::fmt;
 

@@ -1,6 +1,6 @@
 //! A client of CRI: the generated one, on a runtime of its own, each call waited for.
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,7 +24,7 @@ const ANSWER_MAX: usize = 16 << 20;
 pub(crate) struct Client {
     socket: PathBuf,
     tokio: tokio::runtime::Runtime,
-    channel: OnceCell<Channel>,
+    channel: RefCell<Option<Channel>>,
 }
 
 impl fmt::Debug for Client {
@@ -104,7 +104,7 @@ impl Client {
         Ok(Self {
             socket: socket.to_owned(),
             tokio,
-            channel: OnceCell::new(),
+            channel: RefCell::default(),
         })
     }
 
@@ -115,7 +115,7 @@ impl Client {
                 .unwrap_or_else(|error| panic!("{}: {error}", self.socket.display()))
                 .connect_lazy()
         };
-        self.channel.get_or_init(connect).clone()
+        self.channel.borrow_mut().get_or_insert_with(connect).clone()
     }
 
     /// The generated client of RuntimeService, for what is not one call and its answer; with [`Self::wait`].
@@ -134,10 +134,10 @@ impl Client {
     }
 
     /// Closes its connection; the next call makes another.
-    pub(crate) fn hang_up(&mut self) {
+    pub(crate) fn hang_up(&self) {
         self.channel.take();
         // What served the connection ends when it is polled again.
-        self.tokio.block_on(tokio::task::yield_now());
+        self.tokio.block_on(tokio::time::sleep(Duration::from_millis(1)));
     }
 }
 

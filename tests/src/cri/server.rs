@@ -15,7 +15,7 @@ use rtc_cri::proto::*;
 use super::client::{Client, check};
 use super::{BUSYBOX, pod::Pod};
 use crate::containerd::peers;
-use crate::host::process;
+use crate::host::{cgroup::Cgroup, process};
 use crate::output::Output;
 use crate::registry::Result;
 use crate::test::Test;
@@ -160,15 +160,24 @@ impl<'t> Cri<'t> {
         Ok(fs::write(self.directory.join("net.d/10-net.conflist"), text)?)
     }
 
+    /// Where its shims are.
+    pub(crate) fn shim_cgroup(&self) -> Cgroup {
+        Cgroup {
+            path: format!("{}/shims", self.t.cgroup.path),
+        }
+    }
+
     fn configuration(&self) -> String {
         let (directory, setup) = (self.directory.display(), &self.setup);
         format!(
             "socket = \"{directory}/s\"\nroot = \"{directory}/root\"\nstate = \"{directory}/state\"\n\
-             cgroup_driver = \"cgroupfs\"\nshim = \"{}\"\ndebug = true\n{}\n\
+             cgroup_driver = \"cgroupfs\"\nshim = \"{}\"\ndebug = true\n\
+             shim_cgroup = \"{}\"\n{}\n\
              [cni]\nconf_dir = \"{directory}/net.d\"\nbin_dirs = [\"{directory}/bin\", \"{}\"]\n\
              cache_dir = \"{directory}/cni\"\n{}\n\
              [images]\ncerts_dir = \"{directory}/certs.d\"\n{}\n{}",
             self.t.shim.display(),
+            self.shim_cgroup().path,
             setup.keys,
             self.peer_file("registry/cni"),
             setup.cni,
@@ -259,6 +268,8 @@ impl<'t> Cri<'t> {
 
     /// Ends it by this signal; pods go on.
     pub(crate) fn signal(&self, signal: Signal) -> Result {
+        // It would wait for its clients, and this one does not listen meanwhile.
+        self.hang_up();
         kill(Pid::from_raw(self.pid()?), signal).with_context(|| signal.to_string())?;
         if let Some(mut child) = self.process.take() {
             child.wait()?;
@@ -373,6 +384,10 @@ impl<'t> Cri<'t> {
         if let Some(mut registry) = self.registry.take() {
             registry.kill()?;
             registry.wait()?;
+        }
+        // The server keeps it for its next shims.
+        for directory in self.shim_cgroup().directories()? {
+            let _ = fs::remove_dir(directory);
         }
         Ok(())
     }

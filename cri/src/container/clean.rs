@@ -1,0 +1,58 @@
+//! What a container has outside our memory, and how it goes. Used by RemoveContainer, by a CreateContainer that failed, and
+//! after a `kill -9`.
+
+use std::path::PathBuf;
+
+use super::Record;
+use crate::error::{Error, Kind, Result};
+use crate::node::Node;
+use crate::shim;
+
+/// Where its `config.json` is, its `rootfs`, and its shim's record of it.
+pub(crate) fn bundle(node: &Node, id: &str) -> PathBuf {
+    node.config.state.join("containers").join(id)
+}
+
+/// Removes everything: task, upper layer, bundle. Whatever is not there is what is wanted.
+///
+/// # Errors
+///
+/// The first one; what does not hang on it is removed nevertheless. It can be called again.
+pub(crate) async fn clean(node: &Node, record: &Record) -> Result<()> {
+    // In order: nothing of a container that may still run is pulled from under it.
+    if record.task {
+        remove_task(node, record).await?;
+    }
+    let discarded = node.images.discard(&record.id).await;
+    let bundle = bundle(node, &record.id);
+    let removed = match tokio::fs::remove_dir_all(&bundle).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::from(
+            anyhow::Error::from(error).context(bundle.display().to_string()),
+        )),
+        _ => Ok(()),
+    };
+    discarded.and(removed)
+}
+
+/// Ends it, by its shim or in its stead.
+async fn remove_task(node: &Node, record: &Record) -> Result<()> {
+    let id = &record.id;
+    let living = node
+        .sandbox(&record.sandbox)
+        .ok()
+        .and_then(|sandbox| sandbox.shim());
+    if let Some(shim) = living {
+        match shim.delete_task(id).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind == Kind::NotFound => return Ok(()),
+            Err(error) if error.kind == Kind::FailedPrecondition => {
+                // It runs: a Start that nobody heard the answer of.
+                shim.kill_task(id, nix::libc::SIGKILL, true).await?;
+                return shim.delete_task(id).await.map(drop);
+            }
+            Err(error) if !shim.is_lost() => return Err(error),
+            Err(_) => {}
+        }
+    }
+    shim::delete(&shim::start::program(&node.config.shim)?, id, &bundle(node, id)).await
+}

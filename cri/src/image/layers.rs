@@ -1,0 +1,301 @@
+//! The layers of the node: which there are, which are on their way, and how often each is used.
+//!
+//! ```text
+//!   claim ──> coming ──complete──> here (uses: images, containers, pulls) ──the last use──> gone
+//!                └──dropped──> gone
+//! ```
+//!
+//! A layer is known by its chain id (image-spec: what it is, on what) and lives in `layers/<number>/fs`: a container of 127
+//! layers names all of them in one mount option, which has room for a page.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
+
+use super::removal;
+use crate::log;
+
+/// A layer that is here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) number: u32,
+    pub(super) chain: String,
+    /// What its files take.
+    pub(super) bytes: u64,
+    pub(super) inodes: u64,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub(super) struct Layers {
+    directory: PathBuf,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    slots: HashMap<u32, Slot>,
+    numbers: HashMap<String, u32>,
+    last: u32,
+}
+
+#[derive(Debug)]
+struct Slot {
+    record: Record,
+    uses: usize,
+    /// Whether it is here.
+    here: watch::Sender<bool>,
+    /// Whether it outlives the machine's death now.
+    durable: bool,
+}
+
+/// What came of a wish for a layer.
+#[derive(Debug)]
+pub(super) enum Claimed {
+    Here(Use),
+    /// Another brings it: whether it is here; closed, where that failed.
+    Coming(watch::Receiver<bool>),
+    Mine(Claim),
+}
+
+impl Layers {
+    /// None is known yet, whatever there is in the directory. New ones get numbers above `last`.
+    pub(super) fn new(directory: PathBuf, last: u32) -> Self {
+        let table = Table {
+            last,
+            ..Table::default()
+        };
+        Self {
+            directory,
+            table: Mutex::new(table),
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a layer's files are.
+    pub(super) fn path(&self, number: u32) -> PathBuf {
+        self.directory.join(number.to_string()).join("fs")
+    }
+
+    /// The number of a layer, by its path.
+    pub(super) fn number(path: &Path) -> Option<u32> {
+        path.parent()?.file_name()?.to_str()?.parse().ok()
+    }
+
+    /// One that was recorded, with a use more.
+    pub(super) fn restore(&self, record: &Record) {
+        let mut table = self.table();
+        table.last = table.last.max(record.number);
+        table.numbers.insert(record.chain.clone(), record.number);
+        let slot = table.slots.entry(record.number).or_insert_with(|| Slot {
+            record: record.clone(),
+            uses: 0,
+            here: watch::Sender::new(true),
+            durable: true,
+        });
+        slot.uses += 1;
+    }
+
+    /// Asks for a layer: it is here, or on its way, or the caller's to bring.
+    pub(super) fn claim(self: &Arc<Self>, chain: &str) -> Claimed {
+        let mut table = self.table();
+        if let Some(number) = table.numbers.get(chain).copied()
+            && let Some(slot) = table.slots.get_mut(&number)
+        {
+            if !*slot.here.borrow() {
+                return Claimed::Coming(slot.here.subscribe());
+            }
+            slot.uses += 1;
+            return Claimed::Here(self.using(number));
+        }
+        table.last += 1;
+        let number = table.last;
+        table.numbers.insert(chain.to_owned(), number);
+        let record = Record {
+            number,
+            chain: chain.to_owned(),
+            bytes: 0,
+            inodes: 0,
+        };
+        let slot = Slot {
+            record,
+            uses: 1,
+            here: watch::Sender::new(false),
+            durable: false,
+        };
+        table.slots.insert(number, slot);
+        Claimed::Mine(Claim(self.using(number)))
+    }
+
+    fn using(self: &Arc<Self>, number: u32) -> Use {
+        Use {
+            layers: Arc::clone(self),
+            number,
+        }
+    }
+
+    /// Waits until a layer is here: its number. `None`: nobody brings it.
+    pub(super) async fn arrival(&self, chain: &str) -> Option<u32> {
+        loop {
+            let (number, mut here) = {
+                let table = self.table();
+                let number = *table.numbers.get(chain)?;
+                (number, table.slots.get(&number)?.here.subscribe())
+            };
+            if *here.borrow_and_update() {
+                return Some(number);
+            }
+            // An error: whoever brought it gave up; perhaps another brings it now.
+            let _ = here.changed().await;
+        }
+    }
+
+    /// Uses layers once more; `false`, and none is used, where one is not here any more.
+    pub(super) fn hold(&self, numbers: &[u32]) -> bool {
+        let mut table = self.table();
+        let here = |number| table.slots.get(number).is_some_and(|slot| *slot.here.borrow());
+        if !numbers.iter().all(here) {
+            return false;
+        }
+        for number in numbers {
+            if let Some(slot) = table.slots.get_mut(number) {
+                slot.uses += 1;
+            }
+        }
+        true
+    }
+
+    /// Uses layers once less: one that nobody uses any more is removed, in the background.
+    pub(super) fn release(&self, numbers: &[u32]) {
+        let mut table = self.table();
+        for number in numbers {
+            let Some(slot) = table.slots.get_mut(number) else {
+                continue;
+            };
+            slot.uses = slot.uses.saturating_sub(1);
+            if slot.uses > 0 {
+                continue;
+            }
+            if let Some(slot) = table.slots.remove(number)
+                && table.numbers.get(&slot.record.chain) == Some(number)
+            {
+                table.numbers.remove(&slot.record.chain);
+            }
+            remove_later(self.directory.join(number.to_string()));
+        }
+    }
+
+    /// Whether there is a layer of this number, or one is on its way.
+    pub(super) fn knows(&self, number: u32) -> bool {
+        self.table().slots.contains_key(&number)
+    }
+
+    /// What is recorded of layers that are here.
+    pub(super) fn records(&self, numbers: &[u32]) -> Vec<Record> {
+        let table = self.table();
+        let slots = numbers.iter().filter_map(|number| table.slots.get(number));
+        slots.map(|slot| slot.record.clone()).collect()
+    }
+
+    /// Whether all of these outlive the machine's death as it is.
+    pub(super) fn are_durable(&self, numbers: &[u32]) -> bool {
+        let table = self.table();
+        let durable = |number| table.slots.get(number).is_some_and(|slot| slot.durable);
+        numbers.iter().all(durable)
+    }
+
+    /// These were synced.
+    pub(super) fn set_durable(&self, numbers: &[u32]) {
+        let mut table = self.table();
+        for number in numbers {
+            if let Some(slot) = table.slots.get_mut(number) {
+                slot.durable = true;
+            }
+        }
+    }
+
+    /// Bytes and inodes of all that are here.
+    pub(super) fn usage(&self) -> (u64, u64) {
+        let table = self.table();
+        let records = table.slots.values().map(|slot| &slot.record);
+        records.fold((0, 0), |(bytes, inodes), record| {
+            (bytes + record.bytes, inodes + record.inodes)
+        })
+    }
+}
+
+/// Removes a directory, off the runtime's threads. What is left when the server ends is removed at its next start.
+pub(super) fn remove_later(path: PathBuf) {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn_blocking(move || {
+            let mut result = removal::remove(&path);
+            // An unpacker that was just killed may still put something into it.
+            for _ in 0..20 {
+                if !matches!(result, Err(Errno::ENOTEMPTY | Errno::ENOENT)) {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                result = removal::remove(&path);
+            }
+            if let Err(errno) = result {
+                log::warn(format_args!("remove {}: {errno}", path.display()));
+            }
+        });
+    }
+}
+
+/// A use of a layer that is here, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Use {
+    layers: Arc<Layers>,
+    pub(super) number: u32,
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        self.layers.release(&[self.number]);
+    }
+}
+
+/// The duty to bring a layer. Dropped: it is not brought, and nothing is left of it.
+#[derive(Debug)]
+pub(super) struct Claim(Use);
+
+impl Claim {
+    pub(super) fn path(&self) -> PathBuf {
+        self.0.layers.path(self.0.number)
+    }
+
+    /// It is here, whole.
+    pub(super) fn complete(self, bytes: u64, inodes: u64) -> Use {
+        let mut table = self.0.layers.table();
+        if let Some(slot) = table.slots.get_mut(&self.0.number) {
+            slot.record.bytes = bytes;
+            slot.record.inodes = inodes;
+            slot.here.send_replace(true);
+        }
+        drop(table);
+        self.0
+    }
+}
+
+/// The chain ids of layers with these diff ids, the lowest first (image-spec, `config.md`, "Layer ChainID").
+pub(super) fn chains(diff_ids: &[String]) -> Vec<String> {
+    let mut chains: Vec<String> = Vec::with_capacity(diff_ids.len());
+    for diff_id in diff_ids {
+        let chain = match chains.last() {
+            None => diff_id.clone(),
+            Some(below) => format!("sha256:{:x}", Sha256::digest(format!("{below} {diff_id}"))),
+        };
+        chains.push(chain);
+    }
+    chains
+}

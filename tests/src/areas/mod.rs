@@ -26,6 +26,7 @@ mod containerd_cri;
 mod containerd_docker;
 mod containerd_tasks;
 mod cri_containers;
+mod cri_network;
 mod cri_pods;
 mod cri_pull;
 mod cri_pull_auth;

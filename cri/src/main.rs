@@ -44,7 +44,14 @@ rtc-cri: CRI v1 server
 ";
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    // A process of ours, not a person's word: it is in no usage.
+    if arguments
+        .next_if(|first| first == image::unpack::ARGUMENT)
+        .is_some()
+    {
+        return image::unpack::main(arguments);
+    }
     let mut path: Option<PathBuf> = None;
     while let Some(argument) = arguments.next() {
         match argument.to_str() {

@@ -22,7 +22,7 @@ const UNLIMITED: u64 = 1 << 62;
 
 /// Where the hierarchies of this machine are.
 #[derive(Debug)]
-pub(super) enum Machine {
+pub(crate) enum Machine {
     V2,
     V1 {
         cpu: Option<PathBuf>,
@@ -36,7 +36,7 @@ pub(super) enum Machine {
 
 /// How much is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Depth {
+pub(crate) enum Depth {
     /// What statistics have.
     Statistics,
     /// And what only metrics have.
@@ -45,82 +45,82 @@ pub(super) enum Depth {
 
 /// What was used. A part whose controller is missing is not there.
 #[derive(Debug, Default)]
-pub(super) struct Used {
-    pub(super) cpu: Option<Cpu>,
-    pub(super) memory: Option<Memory>,
+pub(crate) struct Used {
+    pub(crate) cpu: Option<Cpu>,
+    pub(crate) memory: Option<Memory>,
     /// Of each block device.
-    pub(super) io: Vec<Io>,
-    pub(super) io_pressure: Option<PsiStats>,
+    pub(crate) io: Vec<Io>,
+    pub(crate) io_pressure: Option<PsiStats>,
     /// Threads, all of them.
-    pub(super) threads: Option<u64>,
+    pub(crate) threads: Option<u64>,
     /// At most; 0: no limit.
-    pub(super) threads_max: u64,
-    pub(super) hugetlb: Vec<HugeTlb>,
+    pub(crate) threads_max: u64,
+    pub(crate) hugetlb: Vec<HugeTlb>,
 }
 
 /// Nanoseconds.
 #[derive(Debug, Default)]
-pub(super) struct Cpu {
-    pub(super) total: u64,
-    pub(super) user: u64,
-    pub(super) system: u64,
-    pub(super) periods: u64,
-    pub(super) throttled_periods: u64,
-    pub(super) throttled: u64,
-    pub(super) pressure: Option<PsiStats>,
+pub(crate) struct Cpu {
+    pub(crate) total: u64,
+    pub(crate) user: u64,
+    pub(crate) system: u64,
+    pub(crate) periods: u64,
+    pub(crate) throttled_periods: u64,
+    pub(crate) throttled: u64,
+    pub(crate) pressure: Option<PsiStats>,
 }
 
 /// Bytes, but for what counts events.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
-    pub(super) usage: u64,
-    pub(super) usage_max: u64,
-    pub(super) limit: Option<u64>,
-    pub(super) rss: u64,
-    pub(super) cache: u64,
-    pub(super) mapped_file: u64,
-    pub(super) kernel: u64,
-    pub(super) active_file: u64,
-    pub(super) inactive_file: u64,
-    pub(super) swap: u64,
+pub(crate) struct Memory {
+    pub(crate) usage: u64,
+    pub(crate) usage_max: u64,
+    pub(crate) limit: Option<u64>,
+    pub(crate) rss: u64,
+    pub(crate) cache: u64,
+    pub(crate) mapped_file: u64,
+    pub(crate) kernel: u64,
+    pub(crate) active_file: u64,
+    pub(crate) inactive_file: u64,
+    pub(crate) swap: u64,
     /// `None`: no limit.
-    pub(super) swap_limit: Option<u64>,
-    pub(super) page_faults: u64,
-    pub(super) major_page_faults: u64,
-    pub(super) limit_hits: u64,
-    pub(super) oom_kills: u64,
-    pub(super) pressure: Option<PsiStats>,
+    pub(crate) swap_limit: Option<u64>,
+    pub(crate) page_faults: u64,
+    pub(crate) major_page_faults: u64,
+    pub(crate) limit_hits: u64,
+    pub(crate) oom_kills: u64,
+    pub(crate) pressure: Option<PsiStats>,
 }
 
 /// A block device.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(super) struct Io {
-    pub(super) device: (u64, u64),
-    pub(super) read_bytes: u64,
-    pub(super) written_bytes: u64,
-    pub(super) reads: u64,
-    pub(super) writes: u64,
+pub(crate) struct Io {
+    pub(crate) device: (u64, u64),
+    pub(crate) read_bytes: u64,
+    pub(crate) written_bytes: u64,
+    pub(crate) reads: u64,
+    pub(crate) writes: u64,
 }
 
 /// Huge pages of a size, in bytes.
 #[derive(Debug)]
-pub(super) struct HugeTlb {
+pub(crate) struct HugeTlb {
     /// As `2MB`.
-    pub(super) size: String,
-    pub(super) usage: u64,
-    pub(super) usage_max: u64,
+    pub(crate) size: String,
+    pub(crate) usage: u64,
+    pub(crate) usage_max: u64,
 }
 
 impl Memory {
     /// What can't be given back without harm.
-    pub(super) fn working_set(&self) -> u64 {
+    pub(crate) fn working_set(&self) -> u64 {
         self.usage.saturating_sub(self.inactive_file)
     }
 }
 
 impl Machine {
     /// Looked at once.
-    pub(super) fn get() -> &'static Self {
+    pub(crate) fn get() -> &'static Self {
         static MACHINE: OnceLock<Machine> = OnceLock::new();
         MACHINE.get_or_init(|| match Layout::detect() {
             Ok(Layout::V1(hierarchies)) => {
@@ -142,7 +142,7 @@ impl Machine {
     }
 
     /// What a cgroup has used; `path` is below the mount point. `None`: it is not there.
-    pub(super) fn used(&self, path: &str, depth: Depth, buffer: &mut Vec<u8>) -> Option<Used> {
+    pub(crate) fn used(&self, path: &str, depth: Depth, buffer: &mut Vec<u8>) -> Option<Used> {
         let path = path.trim_start_matches('/');
         match self {
             Self::V2 => {
@@ -154,7 +154,7 @@ impl Machine {
     }
 
     /// The processes in a cgroup, by any hierarchy that has it.
-    pub(super) fn processes(&self, path: &str) -> Vec<u32> {
+    pub(crate) fn processes(&self, path: &str) -> Vec<u32> {
         let path = path.trim_start_matches('/');
         let directory = match self {
             Self::V2 => Some(Path::new(ROOT)),

@@ -8,23 +8,23 @@ use nix::sched::{CloneFlags, setns};
 
 /// What an interface counted.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(super) struct Interface {
-    pub(super) name: String,
-    pub(super) received: Counters,
-    pub(super) sent: Counters,
+pub(crate) struct Interface {
+    pub(crate) name: String,
+    pub(crate) received: Counters,
+    pub(crate) sent: Counters,
 }
 
 /// In one direction.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Counters {
-    pub(super) bytes: u64,
-    pub(super) packets: u64,
-    pub(super) errors: u64,
-    pub(super) dropped: u64,
+pub(crate) struct Counters {
+    pub(crate) bytes: u64,
+    pub(crate) packets: u64,
+    pub(crate) errors: u64,
+    pub(crate) dropped: u64,
 }
 
 /// The interfaces in each of these network namespaces but for loopback; none where it can't be looked into. Blocks.
-pub(super) fn interfaces(namespaces: Vec<PathBuf>) -> Vec<Vec<Interface>> {
+pub(crate) fn interfaces(namespaces: Vec<PathBuf>) -> Vec<Vec<Interface>> {
     if namespaces.is_empty() {
         return Vec::new();
     }

@@ -86,7 +86,7 @@ impl Case {
     }
 }
 
-fn options(mode: proto::NamespaceMode) -> NamespaceOption {
+fn options(mode: NamespaceMode) -> NamespaceOption {
     NamespaceOption {
         pid: mode.into(),
         ..Default::default()

@@ -26,6 +26,7 @@ mod streaming;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use nix::sys::signal::SigSet;
 use rtc_cri::proto;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -87,6 +88,8 @@ fn run(path: Option<PathBuf>) -> Result<()> {
     let required = path.is_some();
     let config = Config::read(&path.unwrap_or_else(|| config::PATH.into()), required)?;
     log::init(config.debug);
+    // Whoever started us may have blocked what ends us; a mask is inherited, also by plugins and shims.
+    SigSet::empty().thread_set_mask().map_err(anyhow::Error::from)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

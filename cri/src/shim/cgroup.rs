@@ -9,11 +9,12 @@
 //! A shim joins it by itself at its start (`shim_cgroup` of its options), where it is there. The place is no reason to refuse
 //! a pod: what can't be made is said.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use nix::unistd::Pid;
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder};
 use rtc_runtime::cgroup::{Cgroup, Driver, Layout};
 use tokio::sync::Mutex;
 
@@ -120,6 +121,10 @@ fn below(root: &Path, path: &Path) -> PathBuf {
 /// Blocks: asks systemd.
 fn admit_to_scope(pid: u32) -> anyhow::Result<()> {
     let process = Pid::from_raw(i32::try_from(pid).context("a pid")?);
+    let description = HashMap::from([(
+        "org.systemd.property.Description".to_owned(),
+        "\"shims of rtc-cri\"".to_owned(),
+    )]);
     let mut attempt = 1;
     loop {
         // Another shim is in it: it is delegated to us.
@@ -132,13 +137,23 @@ fn admit_to_scope(pid: u32) -> anyhow::Result<()> {
             &Layout::detect()?,
             Driver::Systemd,
         )
-        .and_then(|scope| scope.attach(process, &LinuxResources::default(), None));
+        .and_then(|scope| scope.attach(process, &limits()?, Some(&description)));
         match made {
             Err(_) if attempt < ATTEMPTS => attempt += 1,
             made => return made,
         }
         std::thread::sleep(PAUSE);
     }
+}
+
+/// As many processes as there are; one that is killed for want of memory does not end the others (`OOMPolicy=continue`).
+fn limits() -> anyhow::Result<LinuxResources> {
+    let unified = HashMap::from([("memory.oom.group".to_owned(), "0".to_owned())]);
+    let pids = LinuxPidsBuilder::default().limit(-1_i64).build()?;
+    Ok(LinuxResourcesBuilder::default()
+        .pids(pids)
+        .unified(unified)
+        .build()?)
 }
 
 fn make(path: &Path) -> anyhow::Result<()> {

@@ -121,10 +121,6 @@ fn below(root: &Path, path: &Path) -> PathBuf {
 /// Blocks: asks systemd.
 fn admit_to_scope(pid: u32) -> anyhow::Result<()> {
     let process = Pid::from_raw(i32::try_from(pid).context("a pid")?);
-    let description = HashMap::from([(
-        "org.systemd.property.Description".to_owned(),
-        "\"shims of rtc-cri\"".to_owned(),
-    )]);
     let mut attempt = 1;
     loop {
         // Another shim is in it: it is delegated to us.
@@ -137,7 +133,7 @@ fn admit_to_scope(pid: u32) -> anyhow::Result<()> {
             &Layout::detect()?,
             Driver::Systemd,
         )
-        .and_then(|scope| scope.attach(process, &limits()?, Some(&description)));
+        .and_then(|scope| scope.attach(process, &limits()?, None));
         match made {
             Err(_) if attempt < ATTEMPTS => attempt += 1,
             made => return made,

@@ -31,6 +31,7 @@ mod cri_pods;
 mod cri_pull;
 mod cri_pull_auth;
 mod cri_pull_hosts;
+mod cri_security;
 mod descriptors;
 mod devices;
 mod exec;

@@ -27,6 +27,9 @@ mod stop_signal;
 pub(crate) mod update;
 mod user;
 
+#[cfg(test)]
+mod tests;
+
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, Process, Root, Spec};

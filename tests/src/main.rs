@@ -45,11 +45,7 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["payload", name, rest @ ..] => payload::main(name, rest),
         ["supervise", path] => supervisor::main(path),
-        ["child", path] => {
-            // What the supervisor blocked is none of the test's, nor of what it starts.
-            nix::sys::signal::SigSet::empty().thread_set_mask()?;
-            test::main(path)
-        }
+        ["child", path] => test::main(path),
         _ => options::Options::parse(&words).and_then(|options| runner::main(&options)),
     };
     result.unwrap_or_else(|error| {

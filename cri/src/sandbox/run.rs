@@ -25,6 +25,7 @@ pub(crate) async fn run(node: &Arc<Node>, request: RunPodSandboxRequest) -> Resu
         .ok_or_else(|| Error::invalid("config: must be given"))?;
     check::config(&config, node.config.driver() == CgroupDriver::Systemd)?;
     node.config.handler(&request.runtime_handler)?;
+    start::program(&node.config.shim)?;
     let record = record_of(node, config, request.runtime_handler)?;
     loop {
         let sandbox = Arc::new(Sandbox::new(record.clone()));

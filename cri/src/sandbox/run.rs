@@ -153,6 +153,15 @@ async fn steps(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<()> {
     let pid = shim.start_sandbox().await?;
     sandbox.change(|record| record.pid = pid);
     if let Some(path) = &record.netns {
+        if !shim.can("namespaces") {
+            return Err(Error::text(
+                Kind::FailedPrecondition,
+                format_args!(
+                    "the shim (release {}) is too old: install that of rtc-cri",
+                    shim.release()
+                ),
+            ));
+        }
         let namespaces = shim.namespaces().await?;
         let network = namespaces.iter().find(|namespace| namespace.kind == "network");
         netns::pin(network.context("the shim says of no network namespace")?, path)?;

@@ -487,7 +487,7 @@ test!(
             refused(
                 cri.run_pod(&config).map(drop),
                 Code::InvalidArgument,
-                &["port_mappings[0].container_port", "70000"],
+                &["port_mappings[0]", "container_port", "70000"],
             )?;
             let mut config = cri.pod_config()?;
             let key = "kubernetes.io/egress-bandwidth";

@@ -26,6 +26,7 @@ mod streaming;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use nix::sys::signal::SigSet;
 use rtc_cri::proto;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -44,7 +45,14 @@ rtc-cri: CRI v1 server
 ";
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    // A process of ours, not a person's word: it is in no usage.
+    if arguments
+        .next_if(|first| first == image::unpack::ARGUMENT)
+        .is_some()
+    {
+        return image::unpack::main(arguments);
+    }
     let mut path: Option<PathBuf> = None;
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
@@ -77,6 +85,8 @@ fn main() -> ExitCode {
 }
 
 fn run(path: Option<PathBuf>) -> Result<()> {
+    // Whoever started us may have blocked some: we would not end, and shims and CNI plugins would have it from us.
+    let _ = SigSet::all().thread_unblock();
     let required = path.is_some();
     let config = Config::read(&path.unwrap_or_else(|| config::PATH.into()), required)?;
     log::init(config.debug);

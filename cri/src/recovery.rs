@@ -1,12 +1,12 @@
 //! The start: what the journals say is compared with what is true, before the socket is served.
 //!
 //! ```text
-//! sandbox:    its shim is connected to                                  (what becomes of one that is gone: sandbox/)
+//! sandbox:    its shim is connected to, if it lives                     (sandbox/recover.rs)
 //! container:  Making ──> removed          nobody was told of it
 //!             Created, Running ── State ──┬─ created, running ──> so it is; Wait
 //!                                         ├─ stopped ──> Exited, as the shim has kept it
 //!                                         └─ the shim is gone, or does not know it ──> killed; Exited, code 255
-//! bundles and upper layers that no record names are removed
+//! bundles, upper layers and networks that no record names are removed
 //! ```
 
 use std::collections::HashSet;
@@ -20,14 +20,19 @@ use crate::error::{Kind, Result};
 use crate::events;
 use crate::log;
 use crate::node::Node;
-use crate::sandbox::{Sandbox, recover};
+use crate::sandbox;
 use crate::shim::{self, Phase};
 
 /// Makes the node's memory true again. Nothing in it stops the server: what fails is said.
 pub(crate) async fn recover(node: &Arc<Node>) {
     let mut sandboxes = JoinSet::new();
     for sandbox in node.sandboxes() {
-        sandboxes.spawn(connect(Arc::clone(node), sandbox));
+        let node = Arc::clone(node);
+        sandboxes.spawn(async move {
+            if let Err(error) = sandbox::recover::recover(&node, &sandbox).await {
+                log::error(format_args!("sandbox {}: {error}", sandbox.id));
+            }
+        });
     }
     sandboxes.join_all().await;
     let mut containers = JoinSet::new();
@@ -38,12 +43,9 @@ pub(crate) async fn recover(node: &Arc<Node>) {
     let known: Vec<String> = node.containers().iter().map(|one| one.id.clone()).collect();
     remove_strays(node, &known).await;
     node.images.keep_only(&known).await;
-}
-
-async fn connect(node: Arc<Node>, sandbox: Arc<Sandbox>) {
-    if let Err(error) = recover::recover(&node, &sandbox).await {
-        log::error(format_args!("sandbox {}: {error}", sandbox.id));
-    }
+    let networks: HashSet<String> = node.sandboxes().iter().map(|one| one.id.clone()).collect();
+    // A plugin may take long, and nobody waits for it.
+    tokio::spawn(node.cni.reconcile(&networks));
 }
 
 async fn settle(node: Arc<Node>, container: Arc<Container>) {

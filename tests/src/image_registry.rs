@@ -65,6 +65,8 @@ pub(crate) struct Reply {
     cut: Option<usize>,
     /// Waits before the body's byte of this number.
     stall: Option<(usize, Duration)>,
+    /// Answers with the whole, whatever part is asked for.
+    whole: bool,
 }
 
 /// An image that was pushed, by digests.
@@ -102,7 +104,10 @@ impl Request {
             };
             headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
         }
-        let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+        let length = headers
+            .get("content-length")
+            .and_then(|length| length.parse().ok())
+            .unwrap_or(0);
         let mut body = vec![0; length];
         stream.read_exact(&mut body)?;
         Ok(Some(Self {
@@ -143,9 +148,17 @@ impl Reply {
         self.stall = Some((bytes, time));
     }
 
+    /// Knows no ranges.
+    pub(crate) fn ignore_range(&mut self) {
+        self.whole = true;
+    }
+
     /// `Range: bytes=N-`, as registries serve it.
     fn range(&mut self, request: &Request) {
-        let from = request.header("range").strip_prefix("bytes=").and_then(|range| range.strip_suffix('-'));
+        let from = request
+            .header("range")
+            .strip_prefix("bytes=")
+            .and_then(|range| range.strip_suffix('-'));
         let Some(from) = from.and_then(|from| from.parse::<usize>().ok()) else {
             return;
         };
@@ -160,7 +173,11 @@ impl Reply {
     }
 
     fn write(&self, stream: &mut TcpStream, head_only: bool) -> std::io::Result<bool> {
-        let mut head = format!("HTTP/1.1 {} x\r\ncontent-length: {}\r\n", self.status, self.body.len());
+        let mut head = format!(
+            "HTTP/1.1 {} x\r\ncontent-length: {}\r\n",
+            self.status,
+            self.body.len()
+        );
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -188,7 +205,10 @@ fn locked<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// `sha256:...`
 pub(crate) fn digest(bytes: &[u8]) -> String {
-    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     format!("sha256:{hex}")
 }
 
@@ -220,7 +240,12 @@ pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
 impl ImageRegistry {
     /// Listens on a port of loopback that is free.
     pub(crate) fn start() -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").context("a registry on loopback")?;
+        Self::start_on(0)
+    }
+
+    /// Listens on this port of loopback.
+    pub(crate) fn start_on(port: u16) -> Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", port)).context("a registry on loopback")?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
@@ -325,12 +350,16 @@ impl Drop for ImageRegistry {
 impl Shared {
     fn serve(&self, mut stream: TcpStream) -> Result {
         let mut reader = BufReader::new(stream.try_clone()?);
+        if reader.fill_buf()?.first() == Some(&0x16) {
+            // A client tries TLS first.
+            return Ok(stream.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\n")?);
+        }
         while let Some(request) = Request::read(&mut reader)? {
             let mut reply = self.answer(&request);
             if let Some(misbehave) = &mut *locked(&self.misbehaviour) {
                 misbehave(&request, &mut reply);
             }
-            if request.is_blob() && reply.status == 200 {
+            if request.is_blob() && reply.status == 200 && !reply.whole {
                 reply.range(&request);
             }
             let head_only = request.method == "HEAD";
@@ -345,7 +374,11 @@ impl Shared {
     fn answer(&self, request: &Request) -> Reply {
         let path = request.path.split('?').next().unwrap_or_default();
         let key = if let Some((repository, object)) = path.split_once("/manifests/") {
-            format!("manifests/{}/{object}", repository.trim_start_matches("/v2/"))
+            // A proxy is asked with the whole address.
+            let repository = repository
+                .split_once("/v2/")
+                .map_or(repository, |(_, repository)| repository);
+            format!("manifests/{repository}/{object}")
         } else if let Some((_, digest)) = path.split_once("/blobs/") {
             format!("blobs/{digest}")
         } else {

@@ -21,6 +21,7 @@ mod cri;
 mod fuse;
 mod gate;
 mod host;
+mod image_registry;
 mod kubelet;
 mod leftovers;
 mod lists;

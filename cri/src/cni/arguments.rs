@@ -400,6 +400,15 @@ mod tests {
             ["10.244.1.0/24", "fd00::/64"]
         );
         assert!(pod_cidrs("").unwrap().is_empty());
-        assert!(pod_cidrs("10.244.1.0").is_err());
+        for wrong in [
+            "10.0.0.0",
+            "10.0.0.0/33",
+            "x/8",
+            "fd00::/129",
+            "10.0.0.0/-1",
+            "/8",
+        ] {
+            assert!(pod_cidrs(wrong).is_err(), "{wrong}");
+        }
     }
 }

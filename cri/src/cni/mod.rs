@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::time::Instant;
 
 use self::attachment::{Attachment, Cache};
@@ -284,6 +285,20 @@ impl Cni {
         })?;
         node.chain(&network, version).check(&attachment, &result).await?;
         Ok(true)
+    }
+
+    /// The network, for a person who asks (`crictl info`).
+    pub(crate) fn describe(&self) -> Value {
+        let attached = locked(&self.node.attachments).len();
+        match self.node.network() {
+            Ok(network) => serde_json::json!({
+                "name": network.name,
+                "cniVersions": network.versions_text(),
+                "plugins": network.plugins.iter().map(|plugin| &plugin.program).collect::<Vec<_>>(),
+                "attachments": attached,
+            }),
+            Err(error) => serde_json::json!({"error": error.to_string(), "attachments": attached}),
+        }
     }
 
     /// What plugins said of name servers for a pod.

@@ -73,7 +73,8 @@ impl Wanted {
         let mut claimed = self.claimed.lock().await;
         loop {
             match claimed.take() {
-                None => return Ok(None),
+                // Begun before, and dropped: what came was wrong, and it comes again.
+                None => *claimed = Some(self.layers.claim(self.chain())),
                 Some(Claimed::Here(used)) => {
                     *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(used);
                     return Ok(None);
@@ -82,11 +83,14 @@ impl Wanted {
                 Some(Claimed::Coming(mut here)) => {
                     // However it ended, it is asked for again.
                     let _ = here.wait_for(|here| *here).await;
-                    let chain = self.chains.last().map(String::as_str).unwrap_or_default();
-                    *claimed = Some(self.layers.claim(chain));
+                    *claimed = Some(self.layers.claim(self.chain()));
                 }
             }
         }
+    }
+
+    fn chain(&self) -> &str {
+        self.chains.last().map(String::as_str).unwrap_or_default()
     }
 
     async fn start(&self, claim: Claim) -> Result<Writer> {

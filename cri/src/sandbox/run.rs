@@ -14,6 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::node::Node;
 use crate::proto::*;
 use crate::shim::start::{self, Start};
+use crate::spec::selinux;
 use crate::{events, id, log};
 
 /// RunPodSandbox. A retry, by the same name, uid, namespace and attempt, waits for the one that is on its way, or finds
@@ -24,7 +25,8 @@ pub(crate) async fn run(node: &Arc<Node>, request: RunPodSandboxRequest) -> Resu
         .ok_or_else(|| Error::invalid("config: must be given"))?;
     check::config(&config, node.config.driver() == CgroupDriver::Systemd)?;
     node.config.handler(&request.runtime_handler)?;
-    let record = record_of(config, request.runtime_handler)?;
+    start::program(&node.config.shim)?;
+    let record = record_of(node, config, request.runtime_handler)?;
     loop {
         let sandbox = Arc::new(Sandbox::new(record.clone()));
         let _turn = sandbox.turn.lock().await;
@@ -64,9 +66,9 @@ fn found(node: &Node, other: &Sandbox) -> Result<Option<RunPodSandboxResponse>> 
     }
 }
 
-fn record_of(config: PodSandboxConfig, handler: String) -> Result<Record> {
+fn record_of(node: &Node, config: PodSandboxConfig, handler: String) -> Result<Record> {
     let id = id::new()?;
-    let level = selinux_level(&config);
+    let level = selinux_level(node, &config, &id);
     let mut record = Record {
         id,
         config,
@@ -85,13 +87,27 @@ fn record_of(config: PodSandboxConfig, handler: String) -> Result<Record> {
     Ok(record)
 }
 
-fn selinux_level(config: &PodSandboxConfig) -> String {
+/// What is asked for, else one that no other pod has; none where SELinux is off.
+fn selinux_level(node: &Node, config: &PodSandboxConfig, id: &str) -> String {
+    if node.facts.selinux.is_none() {
+        return String::new();
+    }
     let context = config
         .linux
         .as_ref()
         .and_then(|linux| linux.security_context.as_ref());
     let options = context.and_then(|context| context.selinux_options.as_ref());
-    options.map(|options| options.level.clone()).unwrap_or_default()
+    match options {
+        Some(options) if !options.level.is_empty() => options.level.clone(),
+        _ => {
+            let others = node.sandboxes();
+            let taken: Vec<String> = others
+                .iter()
+                .map(|other| other.record().selinux_level.clone())
+                .collect();
+            selinux::level(id, &taken)
+        }
+    }
 }
 
 /// Makes it, or leaves nothing of it.
@@ -138,6 +154,15 @@ async fn steps(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<()> {
     let pid = shim.start_sandbox().await?;
     sandbox.change(|record| record.pid = pid);
     if let Some(path) = &record.netns {
+        if !shim.can("namespaces") {
+            return Err(Error::text(
+                Kind::FailedPrecondition,
+                format_args!(
+                    "the shim (release {}) is too old: install that of rtc-cri",
+                    shim.release()
+                ),
+            ));
+        }
         let namespaces = shim.namespaces().await?;
         let network = namespaces.iter().find(|namespace| namespace.kind == "network");
         netns::pin(network.context("the shim says of no network namespace")?, path)?;

@@ -105,7 +105,6 @@ fn hooks(edits: &Edits, spec: &mut Spec) -> Result<()> {
     let mut hooks: Hooks = spec.hooks().clone().unwrap_or_default();
     for asked in &edits.hooks {
         let list = match &*asked.hook_name {
-            #[expect(deprecated, reason = "specifications have it")]
             "prestart" => hooks.prestart_mut(),
             "createRuntime" => hooks.create_runtime_mut(),
             "createContainer" => hooks.create_container_mut(),

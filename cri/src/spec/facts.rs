@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use oci_spec::runtime::Capability;
 use rtc_runtime::cgroup::Layout;
 
-use super::apparmor;
+use super::{apparmor, selinux};
 use crate::config::{CgroupDriver, Config};
 use crate::error::Result;
 
@@ -74,7 +74,8 @@ pub(crate) struct Facts {
     pub(crate) seccomp: bool,
     /// In the kernel, with the tool that loads profiles.
     pub(crate) apparmor: bool,
-    pub(crate) selinux: bool,
+    /// `None`: it is off.
+    pub(crate) selinux: Option<selinux::Contexts>,
     /// The name of the node, for pods that have none.
     pub(crate) hostname: String,
 }
@@ -114,7 +115,7 @@ impl Facts {
             apparmor: std::fs::read("/sys/module/apparmor/parameters/enabled")
                 .is_ok_and(|on| on.starts_with(b"Y"))
                 && apparmor::has_parser(),
-            selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+            selinux: selinux::Contexts::detect(),
             hostname: read("/proc/sys/kernel/hostname")?.trim().to_owned(),
         })
     }
@@ -131,7 +132,7 @@ impl Facts {
             least_oom_score_adj: -1000,
             seccomp: true,
             apparmor: true,
-            selinux: false,
+            selinux: None,
             hostname: "node-1".into(),
         }
     }

@@ -22,9 +22,13 @@ mod propagation;
 mod resources;
 mod seccomp;
 mod seccomp_default;
+pub(crate) mod selinux;
 mod stop_signal;
 pub(crate) mod update;
 mod user;
+
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
@@ -131,7 +135,20 @@ pub(crate) struct Made {
 /// `InvalidArgument` with the field, its value and what to do; `FailedPrecondition` where the node lacks what is asked for.
 pub(crate) fn make(facts: &Facts, asked: &Asked<'_>) -> Result<Made> {
     let found = Found::look(facts, asked)?;
-    translate(facts, asked, &found)
+    let made = translate(facts, asked, &found)?;
+    let label = made
+        .spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.mount_label().as_deref());
+    if let Some(label) = label {
+        for (mount, source) in asked.config.mounts.iter().zip(&found.sources) {
+            if mount.selinux_relabel {
+                selinux::relabel(&source.path, label)?;
+            }
+        }
+    }
+    Ok(made)
 }
 
 /// What was found on the host.
@@ -222,12 +239,16 @@ fn translate(facts: &Facts, asked: &Asked<'_>, found: &Found) -> Result<Made> {
             .is_some_and(|set| set.contains(&capability))
     };
     let profile = seccomp::profile(facts, &context, held, asked.files.seccomp.as_deref())?;
+    let labels = selinux::labels(facts.selinux.as_ref(), asked, &context)?;
+    let mut process = process;
     let mut linux = linux(facts, asked, &context, found)?;
     linux
         .set_namespaces(Some(namespaces.list))
         .set_cgroups_path(Some(place.oci.into()))
         .set_rootfs_propagation(mounts.root_propagation.map(str::to_owned))
         .set_seccomp(profile);
+    process.set_selinux_label(Some(labels.process).filter(|label| !label.is_empty()));
+    linux.set_mount_label(Some(labels.mount).filter(|label| !label.is_empty()));
     if !namespaces.uids.is_empty() {
         linux
             .set_uid_mappings(Some(namespaces.uids))

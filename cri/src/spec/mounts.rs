@@ -32,8 +32,8 @@ impl Source {
         let mut found = Vec::with_capacity(asked.config.mounts.len());
         for (i, mount) in asked.config.mounts.iter().enumerate() {
             let path = match asked.image_mounts.get(i) {
-                Some(Some(volume)) if mount.image.is_some() => volume.clone(),
-                _ if mount.image.is_some() => PathBuf::new(),
+                Some(Some(volume)) if has_image(mount) => volume.clone(),
+                _ if has_image(mount) => PathBuf::new(),
                 _ => resolve(i, &mount.host_path)?,
             };
             let mut source = Self {
@@ -51,6 +51,10 @@ impl Source {
         }
         Ok(found)
     }
+}
+
+fn has_image(mount: &proto::Mount) -> bool {
+    mount.image.as_ref().is_some_and(|image| !image.image.is_empty())
 }
 
 fn resolve(i: usize, host: &str) -> Result<PathBuf> {
@@ -132,7 +136,7 @@ impl Mounts {
             Err(_) => return refuse("propagation", "is no mode of propagation"),
         };
         let mut options = vec!["rbind"];
-        if mount.image.is_some() {
+        if has_image(mount) {
             if !mount.host_path.is_empty() {
                 return refuse("host_path", "must be empty where there is an image");
             }

@@ -6,6 +6,7 @@
 //! races of kernel memory easy to win), `kexec_*`, `swapon`, `nfsservctl` and other relics. Some come back with the
 //! capability that the kernel asks for anyway: who has it may as well call.
 
+use nix::libc;
 use oci_spec::runtime::{
     Arch, Capability, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder,
     LinuxSeccompBuilder, LinuxSeccompOperator, LinuxSyscall, LinuxSyscallBuilder,
@@ -176,7 +177,7 @@ pub(super) fn profile(held: impl Fn(Capability) -> bool) -> LinuxSeccomp {
         rules.push(rule(
             "clone3",
             ScmpActErrno,
-            Some(nix::libc::ENOSYS.cast_unsigned()),
+            Some(libc::ENOSYS.cast_unsigned()),
             None,
         ));
     }
@@ -184,7 +185,7 @@ pub(super) fn profile(held: impl Fn(Capability) -> bool) -> LinuxSeccomp {
     rules.retain(|rule| !rule.names().is_empty());
     LinuxSeccompBuilder::default()
         .default_action(ScmpActErrno)
-        .default_errno_ret(nix::libc::EPERM.cast_unsigned())
+        .default_errno_ret(libc::EPERM.cast_unsigned())
         .architectures(ABIS)
         .syscalls(rules)
         .build()
@@ -343,10 +344,7 @@ mod tests {
             .iter()
             .flatten()
             .find(|rule| rule.names().iter().any(|name| name == "clone3"));
-        assert_eq!(
-            clone3.unwrap().errno_ret(),
-            Some(nix::libc::ENOSYS.cast_unsigned())
-        );
+        assert_eq!(clone3.unwrap().errno_ret(), Some(libc::ENOSYS.cast_unsigned()));
     }
 
     #[test]

@@ -137,7 +137,7 @@ impl Client {
     pub(crate) fn hang_up(&self) {
         self.channel.take();
         // What served the connection ends when it is polled again.
-        self.tokio.block_on(tokio::time::sleep(Duration::from_millis(1)));
+        self.wait(async { tokio::time::sleep(Duration::from_millis(1)).await });
     }
 }
 

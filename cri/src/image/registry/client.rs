@@ -25,11 +25,12 @@ use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
+use tokio::sync::OnceCell;
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
 use super::Failure;
-use super::hosts::{self, Host, Scheme};
+use super::hosts::{self, Host, Scheme, TlsFiles};
 use super::names::Names;
 use super::tls;
 
@@ -79,11 +80,11 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Reads the files of its TLS: not on a thread of the runtime.
+    /// Reads the files of its TLS that `hosts.toml` names: not on a thread of the runtime.
     ///
     /// # Errors
     ///
-    /// A file of the host's.
+    /// One of these files.
     pub(super) fn new(host: &Host, names: &Names, stall: Duration) -> anyhow::Result<Self> {
         let proxies = Arc::new(Matcher::from_env());
         let mut http = HttpConnector::new_with_resolver(names.clone());
@@ -91,10 +92,13 @@ impl Client {
         http.set_nodelay(true);
         http.set_keepalive(Some(Duration::from_secs(30)));
         http.set_connect_timeout(Some(host.dial_timeout));
-        // A redirect may lead to HTTPS from a host that speaks HTTP.
+        // The system's certificates are many: read when they are needed, which a mirror may spare.
+        let special = host.tls != TlsFiles::default();
+        let secure = special.then(|| tls::configuration(&host.tls)).transpose()?;
+        let secure = secure.map(|configuration| TlsConnector::from(Arc::new(configuration)));
         let connector = Connector {
             http,
-            tls: TlsConnector::from(Arc::new(tls::configuration(&host.tls)?)),
+            secure: Arc::new(OnceCell::new_with(secure)),
             proxies: Arc::clone(&proxies),
             dial_timeout: host.dial_timeout,
         };
@@ -371,7 +375,8 @@ impl StdError for NoTls {}
 #[derive(Clone)]
 struct Connector {
     http: HttpConnector<Names>,
-    tls: TlsConnector,
+    /// A redirect may lead to HTTPS from a host that speaks HTTP.
+    secure: Arc<OnceCell<TlsConnector>>,
     proxies: Arc<Matcher>,
     dial_timeout: Duration,
 }
@@ -421,14 +426,25 @@ impl Connector {
             });
         }
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let handshake = self.tls.connect(ServerName::try_from(host)?, tcp.into_inner());
+        let connector = self.secure.get_or_try_init(usual_tls).await?;
+        let handshake = connector.connect(ServerName::try_from(host)?, tcp.into_inner());
         match tokio::time::timeout(TLS_TIMEOUT, handshake).await {
             Ok(Ok(stream)) => Ok(Stream::Tls(Box::new(TokioIo::new(stream)))),
             Ok(Err(error)) if speaks_no_tls(&error) => Err(NoTls(error).into()),
             Ok(Err(error)) => Err(format!("TLS: {error}").into()),
-            Err(_) => Err(format!("TLS: no handshake in {} s", TLS_TIMEOUT.as_secs()).into()),
+            // It may wait for the end of a line of HTTP.
+            Err(_) => {
+                let why = format!("no handshake in {} s", TLS_TIMEOUT.as_secs());
+                Err(NoTls(std::io::Error::new(std::io::ErrorKind::TimedOut, why)).into())
+            }
         }
     }
+}
+
+/// By the system's certificates.
+async fn usual_tls() -> Result<TlsConnector, BoxError> {
+    let read = tokio::task::spawn_blocking(|| tls::configuration(&TlsFiles::default()));
+    Ok(TlsConnector::from(Arc::new(read.await??)))
 }
 
 fn speaks_no_tls(error: &std::io::Error) -> bool {

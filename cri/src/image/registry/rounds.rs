@@ -14,6 +14,8 @@ use super::Failure;
 /// Rounds in a row in which no byte came.
 const MOST: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// Of one that can't be reached: its name was asked for more than once, and the kubelet tries again too.
+const MOST_UNREACHABLE: u32 = 3;
 /// A host that wants to be left alone for longer has failed.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
@@ -76,6 +78,7 @@ impl Rounds {
                 self.asked = self.asked.max(wait.unwrap_or_default());
                 self.again.push(host);
             }
+            Failure::Unreachable(_) if self.round >= MOST_UNREACHABLE => {}
             failure if failure.passes() => self.again.push(host),
             // No other host helps.
             Failure::Ours(..) => {
@@ -157,6 +160,19 @@ mod tests {
             rounds.failed(0, Failure::Broken("reset".into()));
             assert_eq!(rounds.next(), Step::Pause(FIRST_PAUSE));
         }
+    }
+
+    #[test]
+    fn a_host_that_is_not_there_is_given_up_sooner() {
+        let mut rounds = Rounds::new(vec![0]);
+        let mut asked = 0;
+        while rounds.next() != Step::GiveUp {
+            if rounds.left.is_empty() {
+                asked += 1;
+                rounds.failed(0, Failure::Unreachable("no route".into()));
+            }
+        }
+        assert_eq!(asked, 3);
     }
 
     #[test]

@@ -86,12 +86,10 @@ fn main() -> ExitCode {
 
 fn run(path: Option<PathBuf>) -> Result<()> {
     // Whoever started us may have blocked some: we would not end, and shims and CNI plugins would have it from us.
-    let _ = nix::sys::signal::SigSet::all().thread_unblock();
+    let _ = SigSet::all().thread_unblock();
     let required = path.is_some();
     let config = Config::read(&path.unwrap_or_else(|| config::PATH.into()), required)?;
     log::init(config.debug);
-    // Whoever started us may have blocked what ends us; a mask is inherited, also by plugins and shims.
-    SigSet::empty().thread_set_mask().map_err(anyhow::Error::from)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -73,7 +73,7 @@ test!(
                 context.seccomp = profile(ProfileType::RuntimeDefault, "");
                 context.capabilities = capabilities(&["SYS_ADMIN"], &[], &[]);
             })?;
-            admin.exec(&["mount", "-t", "tmpfs", "x", "/mnt"])?.ok()?;
+            admin.exec(&["mount", "-t", "tmpfs", "x", "/tmp"])?.ok()?;
             Ok(())
         })
     }
@@ -182,7 +182,7 @@ test!(
             fs::write(volume.join("lib"), "the driver")?;
             let file = format!("{directory}/{}.yaml", t.unique);
             let text = format!(
-                "cdiVersion: 0.6.0\nkind: {}.example.com/gpu\ncontainerEdits:\n  env: [DRIVER=1]\ndevices:\n- name: zero\n  \
+                "cdiVersion: 0.6.0\nkind: rtc-{}.example.com/gpu\ncontainerEdits:\n  env: [DRIVER=1]\ndevices:\n- name: zero\n  \
                  containerEdits:\n    deviceNodes: [{{path: /dev/gpu, hostPath: /dev/zero}}]\n    mounts:\n    - hostPath: {}\n      \
                  containerPath: /driver\n      options: [ro, bind]\n",
                 t.unique,
@@ -190,7 +190,7 @@ test!(
             );
             fs::write(&file, text)?;
             let pod = cri.pod()?;
-            let name = format!("{}.example.com/gpu=zero", t.unique);
+            let name = format!("rtc-{}.example.com/gpu=zero", t.unique);
             let run = pod.run_with("web", "sleep 1000", |config| {
                 config.cdi_devices = vec![CdiDevice { name: name.clone() }];
             });

@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::shim::start::STATE_MAX;
 
 /// Where it is looked for; a file that is not there is an empty one.
 pub(crate) const PATH: &str = "/etc/rtc-cri/config.toml";
@@ -228,6 +229,13 @@ impl Config {
                     "{key}: {path:?}: must be an absolute path"
                 )));
             }
+        }
+        let length = self.state.as_os_str().len();
+        if length > STATE_MAX {
+            return Err(Error::invalid(format_args!(
+                "state: {:?}: {length} bytes: must be at most {STATE_MAX}: sockets are in it",
+                self.state
+            )));
         }
         let names = self.handlers.keys().chain([&self.default_handler]);
         for name in names {

@@ -26,6 +26,7 @@ mod streaming;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use nix::sys::signal::SigSet;
 use rtc_cri::proto;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -84,6 +85,8 @@ fn main() -> ExitCode {
 }
 
 fn run(path: Option<PathBuf>) -> Result<()> {
+    // Whoever started us may have blocked some: we would not end, and shims and CNI plugins would have it from us.
+    let _ = SigSet::all().thread_unblock();
     let required = path.is_some();
     let config = Config::read(&path.unwrap_or_else(|| config::PATH.into()), required)?;
     log::init(config.debug);

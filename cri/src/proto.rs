@@ -5,7 +5,6 @@ use std::fmt;
 #[expect(
     missing_docs,
     clippy::all,
-    clippy::semicolon_if_nothing_returned,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
     unused_qualifications,

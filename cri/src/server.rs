@@ -3,6 +3,7 @@
 //! ```text
 //! bind ── somebody answers there ──> refused: two servers would undo each other's work
 //!      ── nobody does ──> replaced: a killed server left it
+//! clients: HTTP/2 by hyper, tonic's routes on it
 //! SIGTERM: no new calls ── those on their way come to their end, for a while ── the socket is removed
 //! ```
 
@@ -14,10 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
-use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
+use tonic::service::Routes;
 
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
@@ -50,52 +52,66 @@ pub(crate) async fn serve(node: Arc<Node>, end: impl Future<Output = ()>) -> Res
     let images = ImageServiceServer::new(Images {
         node: Arc::clone(&node),
     });
-    let allowed = Allowed::of(config);
-    let clients = UnixListenerStream::new(listener).filter(move |client| match client {
-        Ok(client) => allowed.is_allowed(client),
-        Err(_) => true,
-    });
-    let (ending, ended) = tokio::sync::oneshot::channel::<()>();
-    let serving = Server::builder()
-        .add_service(
-            runtime
-                .max_decoding_message_size(MESSAGE_MAX)
-                .max_encoding_message_size(MESSAGE_MAX),
-        )
-        .add_service(
-            images
-                .max_decoding_message_size(MESSAGE_MAX)
-                .max_encoding_message_size(MESSAGE_MAX),
-        )
-        .serve_with_incoming_shutdown(clients, async {
-            // Sent or dropped: the end.
-            let _ = ended.await;
-        });
+    let routes = Routes::new(
+        runtime
+            .max_decoding_message_size(MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX),
+    )
+    .add_service(
+        images
+            .max_decoding_message_size(MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX),
+    )
+    .prepare();
+    let clients = GracefulShutdown::new();
     notify(READY);
-    let mut serving = std::pin::pin!(serving);
-    let served = tokio::select! {
-        served = &mut serving => served,
-        () = end => {
-            notify(STOPPING);
-            node.events.close();
-            let _ = ending.send(());
-            let rest = async {
-                let served = serving.await;
-                service::idle().await;
-                served
-            };
-            tokio::time::timeout(FAREWELL, rest).await.unwrap_or_else(|_| {
-                log::warn("ends, though calls are on their way");
-                Ok(())
-            })
-        }
+    tokio::select! {
+        () = accept(&listener, &routes, &clients, Allowed::of(config)) => {}
+        () = end => {}
+    }
+    notify(STOPPING);
+    node.events.close();
+    let rest = async {
+        clients.shutdown().await;
+        service::idle().await;
     };
+    if tokio::time::timeout(FAREWELL, rest).await.is_err() {
+        log::warn("ends, though calls are on their way");
+    }
     // Another server may have made its own meanwhile.
     if own.is_some() && identity(&config.socket) == own {
         let _ = std::fs::remove_file(&config.socket);
     }
     node.shims.remove_unused();
-    Ok(served.context("serve")?)
+    Ok(())
+}
+
+/// Serves who comes, and never returns.
+///
+/// Not tonic's own server: that answers CANCELLED, in place of DEADLINE_EXCEEDED, where the time of a call is over. The
+/// client's library knows its time itself, and ends the stream.
+async fn accept(listener: &UnixListener, routes: &Routes, clients: &GracefulShutdown, allowed: Allowed) {
+    loop {
+        let client = match listener.accept().await {
+            Ok((client, _)) if allowed.is_allowed(&client) => client,
+            Ok(_) => continue,
+            Err(error) => {
+                // Descriptors may be all in use, which a moment may change.
+                log::warn(format_args!("accept: {error}"));
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .serve_connection(TokioIo::new(client), TowerToHyperService::new(routes.clone()));
+        let connection = clients.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                log::debug(|| format!("a client: {error}"));
+            }
+        });
+    }
 }
 
 fn bind(config: &Config) -> Result<UnixListener> {

@@ -89,6 +89,10 @@ pub(crate) fn environment(name: &str) -> Result<String> {
 
 /// `rtc-tests child AREA/NAME`: runs one test in this process.
 pub(crate) fn main(path: &str) -> Result<ExitCode> {
+    // What the supervisor has blocked is none of the test's, nor of what it starts.
+    nix::sys::signal::SigSet::empty()
+        .thread_set_mask()
+        .context("sigprocmask")?;
     let registered = registry::all()
         .into_iter()
         .find(|test| test.path() == path)

@@ -26,16 +26,9 @@ pub(crate) async fn status(node: &Arc<Node>, request: ImageStatusRequest) -> Res
     if request.verbose {
         info.insert("info".to_owned(), verbose(node, &image).await?);
     }
-    let described = proto::Image {
-        spec: Some(proto::ImageSpec {
-            image: spec.image,
-            annotations: spec.annotations,
-            ..proto::ImageSpec::default()
-        }),
-        ..describe(&image)
-    };
     Ok(ImageStatusResponse {
-        image: Some(described),
+        // The same whatever name was asked for: no `spec`.
+        image: Some(describe(&image)),
         info,
     })
 }

@@ -324,8 +324,249 @@ fn sysctls(linux: &LinuxPodSandboxConfig, options: &NamespaceOption) -> Result<(
     .filter(|(own, _)| *own)
     .fold(0, |flags, (_, flag)| flags | flag);
     for (name, value) in &linux.sysctls {
-        rtc_runtime::bundle::check_sysctl(name, value, own)
-            .map_err(|error| Error::invalid(format_args!("config.linux.sysctls: {error:#}")))?;
+        rtc_runtime::bundle::check_sysctl(name, value, own).map_err(|error| {
+            Error::invalid(format_args!(
+                "config.linux.sysctls[{name:?}]: {error:#} (what the pod shares with the host is the host's)"
+            ))
+        })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod() -> PodSandboxConfig {
+        PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata {
+                name: "web".into(),
+                uid: "1-2".into(),
+                namespace: "default".into(),
+                attempt: 0,
+            }),
+            ..PodSandboxConfig::default()
+        }
+    }
+
+    fn with_options(options: NamespaceOption) -> PodSandboxConfig {
+        PodSandboxConfig {
+            linux: Some(LinuxPodSandboxConfig {
+                security_context: Some(LinuxSandboxSecurityContext {
+                    namespace_options: Some(options),
+                    ..LinuxSandboxSecurityContext::default()
+                }),
+                ..LinuxPodSandboxConfig::default()
+            }),
+            ..pod()
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut PodSandboxConfig)) -> String {
+        let mut pod = pod();
+        change(&mut pod);
+        config(&pod, false).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_pod_needs_its_metadata_and_no_more() {
+        config(&pod(), false).unwrap();
+        config(&pod(), true).unwrap();
+        assert_eq!(
+            refused(|pod| pod.metadata = None),
+            "config.metadata: must be given"
+        );
+        for field in ["name", "namespace", "uid"] {
+            let error = refused(|pod| {
+                let metadata = pod.metadata.as_mut().unwrap();
+                match field {
+                    "name" => metadata.name.clear(),
+                    "namespace" => metadata.namespace.clear(),
+                    _ => metadata.uid.clear(),
+                }
+            });
+            assert_eq!(error, format!("config.metadata.{field}: \"\": must not be empty"));
+        }
+    }
+
+    #[test]
+    fn nothing_can_begin_a_line_of_its_own_in_a_file_of_the_pod() {
+        assert!(refused(|pod| pod.hostname = "a\nb".into()).starts_with("config.hostname: \"a\\nb\""));
+        assert!(refused(|pod| pod.hostname = "x".repeat(65)).contains("at most 64 bytes"));
+        let error = refused(|pod| {
+            pod.dns_config = Some(DnsConfig {
+                searches: vec!["a".into(), "b\nnameserver 6.6.6.6".into()],
+                ..DnsConfig::default()
+            });
+        });
+        assert!(error.starts_with("config.dns_config.searches[1]"), "{error}");
+    }
+
+    #[test]
+    fn a_port_is_one_and_an_address_too() {
+        let mapping = |mapping: PortMapping| refused(|pod| pod.port_mappings = vec![mapping]);
+        let base = PortMapping {
+            container_port: 80,
+            host_port: 8080,
+            ..PortMapping::default()
+        };
+        let error = mapping(PortMapping {
+            host_port: 70000,
+            ..base.clone()
+        });
+        assert_eq!(
+            error,
+            "config.port_mappings[0]: host_port: 70000: must be 1 to 65535"
+        );
+        let error = mapping(PortMapping {
+            container_port: 0,
+            ..base.clone()
+        });
+        assert!(error.contains("container_port: 0"), "{error}");
+        assert!(
+            mapping(PortMapping {
+                protocol: 7,
+                ..base.clone()
+            })
+            .contains("protocol: 7")
+        );
+        let error = mapping(PortMapping {
+            host_ip: "localhost".into(),
+            ..base
+        });
+        assert!(error.contains("host_ip: \"localhost\""), "{error}");
+        let mut unmapped = pod();
+        unmapped.port_mappings = vec![PortMapping::default()];
+        config(&unmapped, false).unwrap();
+    }
+
+    #[test]
+    fn a_cgroup_parent_is_in_the_form_of_the_driver() {
+        let parent = |parent: &str, systemd| {
+            let mut pod = pod();
+            pod.linux = Some(LinuxPodSandboxConfig {
+                cgroup_parent: parent.into(),
+                ..LinuxPodSandboxConfig::default()
+            });
+            config(&pod, systemd).map_err(|error| error.to_string())
+        };
+        parent("/kubepods/pod1", false).unwrap();
+        parent("kubepods-pod1.slice", true).unwrap();
+        assert!(
+            parent("/kubepods/pod1", true)
+                .unwrap_err()
+                .contains("cgroup driver is systemd")
+        );
+        assert!(
+            parent("kubepods-pod1.slice", false)
+                .unwrap_err()
+                .contains("cgroup driver is cgroupfs")
+        );
+        assert!(parent("/a/../b", false).unwrap_err().contains("no \"..\""));
+    }
+
+    #[test]
+    fn modes_that_a_sandbox_has_not_are_refused() {
+        let options = |network, pid, ipc| NamespaceOption {
+            network,
+            pid,
+            ipc,
+            ..NamespaceOption::default()
+        };
+        config(&with_options(options(2, 2, 2)), false).unwrap();
+        config(&with_options(options(0, 1, 0)), false).unwrap();
+        for (given, field) in [
+            (options(1, 0, 0), "network: 1"),
+            (options(0, 3, 0), "pid: 3"),
+            (options(0, 0, 1), "ipc: 1"),
+            (options(0, 9, 0), "pid: 9"),
+        ] {
+            let error = config(&with_options(given), false).unwrap_err().to_string();
+            assert!(error.contains(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_user_namespace_has_one_line_from_zero() {
+        let line = |container_id, host_id, length| IdMapping {
+            host_id,
+            container_id,
+            length,
+        };
+        let users = |network, uids: Vec<IdMapping>| {
+            let gids = vec![line(0, 100_000, 65536)];
+            with_options(NamespaceOption {
+                network,
+                userns_options: Some(UserNamespace { mode: 0, uids, gids }),
+                ..NamespaceOption::default()
+            })
+        };
+        let good = line(0, 100_000, 65536);
+        config(&users(0, vec![good]), false).unwrap();
+        for (pod, text) in [
+            (users(0, vec![]), "uids: 0 of them: must be one"),
+            (users(0, vec![good, good]), "uids: 2 of them: must be one"),
+            (users(0, vec![line(1, 5, 5)]), "container_id: 1: must be 0"),
+            (users(0, vec![line(0, 5, 0)]), "0 ids from 5"),
+            (users(0, vec![line(0, u32::MAX, 2)]), "must be at least one"),
+            (users(2, vec![good]), "needs a network of its own"),
+        ] {
+            let error = config(&pod, false).unwrap_err().to_string();
+            assert!(error.contains(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_would_change_the_host_is_refused() {
+        let sysctl = |options: NamespaceOption, name: &str| {
+            let mut pod = with_options(options);
+            pod.linux.as_mut().unwrap().sysctls = [(name.to_owned(), "1".to_owned())].into();
+            config(&pod, false)
+        };
+        let own = NamespaceOption::default;
+        sysctl(own(), "net.ipv4.ip_forward").unwrap();
+        sysctl(own(), "kernel.shm_rmid_forced").unwrap();
+        let host = NamespaceOption {
+            network: 2,
+            ipc: 2,
+            ..own()
+        };
+        assert!(sysctl(host.clone(), "net.ipv4.ip_forward").is_err());
+        assert!(sysctl(host, "kernel.shm_rmid_forced").is_err());
+        let error = sysctl(own(), "kernel.panic").unwrap_err().to_string();
+        assert!(
+            error.starts_with("config.linux.sysctls[\"kernel.panic\"]"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_group_needs_a_user_and_a_profile_of_the_node_its_name() {
+        let context = |context: LinuxSandboxSecurityContext| {
+            refused(|pod| {
+                pod.linux = Some(LinuxPodSandboxConfig {
+                    security_context: Some(context),
+                    ..LinuxPodSandboxConfig::default()
+                });
+            })
+        };
+        let error = context(LinuxSandboxSecurityContext {
+            run_as_group: Some(Int64Value { value: 5 }),
+            ..LinuxSandboxSecurityContext::default()
+        });
+        assert!(error.contains("run_as_group: 5: needs run_as_user"), "{error}");
+        let error = context(LinuxSandboxSecurityContext {
+            run_as_user: Some(Int64Value { value: -1 }),
+            ..LinuxSandboxSecurityContext::default()
+        });
+        assert!(error.contains("run_as_user: -1"), "{error}");
+        let error = context(LinuxSandboxSecurityContext {
+            seccomp: Some(SecurityProfile {
+                profile_type: 2,
+                localhost_ref: String::new(),
+            }),
+            ..LinuxSandboxSecurityContext::default()
+        });
+        assert!(error.contains("seccomp: localhost_ref"), "{error}");
+    }
 }

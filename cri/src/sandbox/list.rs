@@ -45,3 +45,59 @@ fn item(record: &Record) -> PodSandbox {
         runtime_handler: record.handler.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(state: State) -> Record {
+        Record {
+            id: "abc123".into(),
+            config: PodSandboxConfig {
+                labels: [("app".to_owned(), "web".to_owned())].into(),
+                ..PodSandboxConfig::default()
+            },
+            handler: String::new(),
+            created_at: 1,
+            state,
+            shim: None,
+            pid: 0,
+            netns: None,
+            addresses: crate::cni::Addresses::default(),
+            selinux_level: String::new(),
+        }
+    }
+
+    #[test]
+    fn all_that_a_filter_names_must_be_so() {
+        let ready = record(State::Ready);
+        let filter =
+            |id: &str, state: Option<PodSandboxState>, label: Option<(&str, &str)>| PodSandboxFilter {
+                id: id.into(),
+                state: state.map(|state| PodSandboxStateValue { state: state.into() }),
+                label_selector: label
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .into_iter()
+                    .collect(),
+            };
+        let is = |filter: &PodSandboxFilter| is_wanted(&ready, filter);
+        assert!(is(&filter("", None, None)));
+        assert!(is(&filter(
+            "abc",
+            Some(PodSandboxState::SandboxReady),
+            Some(("app", "web"))
+        )));
+        assert!(!is(&filter("abd", None, None)));
+        assert!(!is(&filter("", Some(PodSandboxState::SandboxNotready), None)));
+        assert!(!is(&filter("", None, Some(("app", "db")))));
+        assert!(!is(&filter("", None, Some(("tier", "")))));
+    }
+
+    #[test]
+    fn one_that_is_being_made_is_not_listed() {
+        let all = PodSandboxFilter::default();
+        assert!(!is_wanted(&record(State::Making), &all));
+        assert!(is_wanted(&record(State::Ended), &all));
+        assert!(is_wanted(&record(State::Stopped), &all));
+    }
+}

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cni::Addresses;
 use crate::config::Config;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::proto::{NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxState};
 use crate::shim::{Options, Shim};
 
@@ -147,27 +147,6 @@ impl Sandbox {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         change(Arc::make_mut(&mut record));
         Arc::clone(&record)
-    }
-
-    /// Its shim, which runs.
-    ///
-    /// # Errors
-    ///
-    /// `FailedPrecondition`: the sandbox is not ready; `Unavailable`: its shim is gone.
-    pub(crate) fn running_shim(&self) -> Result<Arc<Shim>> {
-        if self.record().state != State::Ready {
-            return Err(Error::text(
-                Kind::FailedPrecondition,
-                format_args!("sandbox {} is not ready: make another", self.id),
-            ));
-        }
-        let shim = self.shim().filter(|shim| !shim.is_lost());
-        shim.ok_or_else(|| {
-            Error::text(
-                Kind::Unavailable,
-                format_args!("the shim of sandbox {} is gone: make another sandbox", self.id),
-            )
-        })
     }
 
     pub(crate) fn shim(&self) -> Option<Arc<Shim>> {

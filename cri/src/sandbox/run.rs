@@ -25,6 +25,7 @@ pub(crate) async fn run(node: &Arc<Node>, request: RunPodSandboxRequest) -> Resu
         .ok_or_else(|| Error::invalid("config: must be given"))?;
     check::config(&config, node.config.driver() == CgroupDriver::Systemd)?;
     node.config.handler(&request.runtime_handler)?;
+    start::program(&node.config.shim)?;
     let record = record_of(node, config, request.runtime_handler)?;
     loop {
         let sandbox = Arc::new(Sandbox::new(record.clone()));
@@ -153,6 +154,15 @@ async fn steps(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<()> {
     let pid = shim.start_sandbox().await?;
     sandbox.change(|record| record.pid = pid);
     if let Some(path) = &record.netns {
+        if !shim.can("namespaces") {
+            return Err(Error::text(
+                Kind::FailedPrecondition,
+                format_args!(
+                    "the shim (release {}) is too old: install that of rtc-cri",
+                    shim.release()
+                ),
+            ));
+        }
         let namespaces = shim.namespaces().await?;
         let network = namespaces.iter().find(|namespace| namespace.kind == "network");
         netns::pin(network.context("the shim says of no network namespace")?, path)?;

@@ -9,11 +9,12 @@
 //! A shim joins it by itself at its start (`shim_cgroup` of its options), where it is there. The place is no reason to refuse
 //! a pod: what can't be made is said.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use nix::unistd::Pid;
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder};
 use rtc_runtime::cgroup::{Cgroup, Driver, Layout};
 use tokio::sync::Mutex;
 
@@ -132,13 +133,23 @@ fn admit_to_scope(pid: u32) -> anyhow::Result<()> {
             &Layout::detect()?,
             Driver::Systemd,
         )
-        .and_then(|scope| scope.attach(process, &LinuxResources::default(), None));
+        .and_then(|scope| scope.attach(process, &limits()?, None));
         match made {
             Err(_) if attempt < ATTEMPTS => attempt += 1,
             made => return made,
         }
         std::thread::sleep(PAUSE);
     }
+}
+
+/// As many processes as there are; one that is killed for want of memory does not end the others (`OOMPolicy=continue`).
+fn limits() -> anyhow::Result<LinuxResources> {
+    let unified = HashMap::from([("memory.oom.group".to_owned(), "0".to_owned())]);
+    let pids = LinuxPidsBuilder::default().limit(-1_i64).build()?;
+    Ok(LinuxResourcesBuilder::default()
+        .pids(pids)
+        .unified(unified)
+        .build()?)
 }
 
 fn make(path: &Path) -> anyhow::Result<()> {

@@ -1,14 +1,13 @@
 //! The sandbox of a shim: containerd's Sandbox service, and what `rtc.shim.v1` adds.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_api as api;
 use prost::Message as _;
 
-use super::{LATER, LONG, SHORT, Shim};
+use super::{LONG, SHORT, Shim};
 use crate::error::Result;
 use crate::proto::PodSandboxConfig;
 
@@ -65,24 +64,6 @@ impl Shim {
             self.sandboxes.start_sandbox(context, &request)
         });
         Ok(started.await?.pid)
-    }
-
-    /// Kills what runs in the pod, and lets its namespaces go.
-    ///
-    /// # Errors
-    ///
-    /// `DeadlineExceeded`: something did not end of SIGKILL within `patience` (whole seconds); the rest is done.
-    pub(crate) async fn stop_sandbox(&self, patience: Duration) -> Result<()> {
-        let request = api::StopSandboxRequest {
-            sandbox_id: self.id.clone(),
-            timeout_secs: u32::try_from(patience.as_secs()).unwrap_or(u32::MAX).max(1),
-            ..Default::default()
-        };
-        self.call("StopSandbox", patience + 10 * LATER, |context| {
-            self.sandboxes.stop_sandbox(context, &request)
-        })
-        .await
-        .map(drop)
     }
 
     /// Waits until the sandbox has ended: it was stopped, or the init of its PID namespace is gone.

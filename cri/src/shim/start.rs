@@ -23,6 +23,9 @@ pub(super) const NAMESPACE: &str = "k8s.io";
 /// How long `start` may take. It copies nothing and waits for no disk, but a machine may be busy.
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// What a path of a Unix socket may be long at most, in bytes (unix(7), without the NUL).
+const PATH_MAX: usize = 107;
+
 /// So many digits of a sandbox's id are in the name of its socket, which must be short (unix(7)).
 const DIGITS: usize = 24;
 
@@ -47,6 +50,9 @@ pub(crate) fn socket(state: &Path, id: &str) -> PathBuf {
     state.join("s").join(id.get(..DIGITS).unwrap_or(id))
 }
 
+/// The longest state directory, in bytes, that has room for the sockets of shims.
+pub(crate) const STATE_MAX: usize = PATH_MAX - "/s/".len() - DIGITS;
+
 /// The program of a shim: a path; or a name, which is looked for beside this program, then in PATH.
 ///
 /// # Errors
@@ -54,7 +60,13 @@ pub(crate) fn socket(state: &Path, id: &str) -> PathBuf {
 /// It is nowhere.
 pub(crate) fn program(name: &Path) -> Result<PathBuf> {
     if name.components().count() > 1 {
-        return Ok(name.to_owned());
+        return match name.is_file() {
+            true => Ok(name.to_owned()),
+            false => Err(Error::text(
+                Kind::FailedPrecondition,
+                format_args!("shim: {name:?}: there is no such file: install it, or change `shim`"),
+            )),
+        };
     }
     let own = std::env::current_exe().ok();
     let beside = own
@@ -190,5 +202,28 @@ pub(crate) fn remove_socket(path: &Path) {
     if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
         // One that is gone is what is wanted.
         let _ = std::fs::remove_file(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_has_room_in_the_longest_state_directory() {
+        let state = PathBuf::from("/".to_owned() + &"x".repeat(STATE_MAX - 1));
+        let socket = socket(&state, &"a".repeat(64));
+        assert_eq!(socket.as_os_str().len(), PATH_MAX);
+    }
+
+    #[test]
+    fn a_program_that_is_nowhere_is_told_by_its_key() {
+        let error = program(Path::new("/no/such/shim")).unwrap_err().to_string();
+        assert!(
+            error.starts_with("shim: \"/no/such/shim\": there is no such file"),
+            "{error}"
+        );
+        let error = program(Path::new("no-such-shim-at-all")).unwrap_err().to_string();
+        assert!(error.contains("neither beside rtc-cri nor in PATH"), "{error}");
     }
 }

@@ -193,34 +193,6 @@ impl Shim {
             .map(drop)
     }
 
-    /// All processes of a container.
-    ///
-    /// # Errors
-    ///
-    /// `NotFound`.
-    pub(crate) async fn task_pids(&self, id: &str) -> Result<Vec<u32>> {
-        let request = api::PidsRequest {
-            id: id.to_owned(),
-            ..Default::default()
-        };
-        let pids = self.call("Pids", SHORT, |context| self.tasks.pids(context, &request));
-        Ok(pids.await?.processes.iter().map(|process| process.pid).collect())
-    }
-
-    /// Statistics of a container's cgroup: `io.containerd.cgroups.v1.Metrics` or `io.containerd.cgroups.v2.Metrics`.
-    ///
-    /// # Errors
-    ///
-    /// `NotFound`.
-    pub(crate) async fn task_stats(&self, id: &str) -> Result<Any> {
-        let request = api::StatsRequest {
-            id: id.to_owned(),
-            ..Default::default()
-        };
-        let stats = self.call("Stats", SHORT, |context| self.tasks.stats(context, &request));
-        Ok(stats.await?.stats.unwrap_or_default())
-    }
-
     /// Whether the kernel killed a process of a container for want of memory; to be asked before `delete_task`.
     ///
     /// # Errors

@@ -25,6 +25,7 @@ mod containerd_crashes;
 mod containerd_cri;
 mod containerd_docker;
 mod containerd_tasks;
+mod cri_bad_input;
 mod cri_containers;
 mod cri_network;
 mod cri_pods;

@@ -142,7 +142,9 @@ fn is_record(name: &str, directory: &str) -> bool {
     // Directories of kinds; files at the top.
     let depth = file.split('/').count();
     let of_server = depth == 2 && (file.starts_with("state/") || file.starts_with("root/"));
+    // The runtime's directory for containers of CRI's namespace: it may stay, empty.
     of_server
+        || file == "state/runtime/k8s.io"
         || (file.starts_with("addresses/")
             && (last == "pods" || last == "lock" || last.starts_with("last_reserved_ip")))
 }

@@ -31,14 +31,11 @@ pub(crate) async fn start(
         ));
     }
     let shim = node.shim_of(&record.sandbox)?;
+    // Before it: what ends at once is not to have ended before it started.
+    let started_at = events::now();
     match shim.start_task(&container.id).await {
         Ok(pid) => {
-            container.change(|record| {
-                record.state = State::Running {
-                    pid,
-                    started_at: events::now(),
-                };
-            });
+            container.change(|record| record.state = State::Running { pid, started_at });
             let recorded = node.record_container(&container).await;
             events::send(
                 node,

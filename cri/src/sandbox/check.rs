@@ -16,7 +16,7 @@ const NAME_MAX: usize = 253;
 const ID_MAX: i64 = u32::MAX as i64 - 1;
 const NAMESPACES: &str = "config.linux.security_context.namespace_options";
 
-/// Checks a pod's configuration. `systemd`: cgroup parents are names of slices.
+/// Checks a pod's configuration. `systemd`: cgroup parents are slices.
 ///
 /// # Errors
 ///
@@ -152,9 +152,10 @@ fn cgroup_parent(parent: &str, systemd: bool) -> Result<()> {
         return Ok(());
     } else if parent.contains('\0') || path.components().any(|part| part == Component::ParentDir) {
         "must have no \"..\""
-    } else if systemd && (!parent.ends_with(".slice") || parent.contains('/')) {
-        "must be the name of a slice, as kubepods-burstable.slice: the cgroup driver is systemd (is the kubelet's, \
-         too? `cgroupDriver`)"
+    } else if systemd && !parent.ends_with(".slice") {
+        // The kubelet gives the whole path: /kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice.
+        "must be a slice, by its name or its path, as kubepods-burstable.slice: the cgroup driver is systemd (is the \
+         kubelet's, too? `cgroupDriver`)"
     } else if !systemd && !path.is_absolute() {
         "must be an absolute path, as /kubepods/burstable: the cgroup driver is cgroupfs (is the kubelet's, too? \
          `cgroupDriver`)"
@@ -452,6 +453,7 @@ mod tests {
         };
         parent("/kubepods/pod1", false).unwrap();
         parent("kubepods-pod1.slice", true).unwrap();
+        parent("/kubepods.slice/kubepods-pod1.slice", true).unwrap();
         assert!(
             parent("/kubepods/pod1", true)
                 .unwrap_err()

@@ -51,6 +51,9 @@ use crate::proto::{DnsConfig, PortMapping};
 /// The interface of a pod (the kubelet and its plugins expect it).
 const INTERFACE: &str = "eth0";
 
+/// A configuration as it was read, and what was wrong with it.
+type Read = (Seen, std::result::Result<Arc<Network>, String>);
+
 /// The networks of the node.
 #[derive(Debug, Clone)]
 pub(crate) struct Cni {
@@ -71,7 +74,7 @@ struct Networks {
     /// What is attached, by pod; as the journal has it.
     attachments: Mutex<HashMap<String, Arc<Attachment>>>,
     /// The configuration as it was read, and what the directory looked like.
-    network: Mutex<Option<(Seen, std::result::Result<Arc<Network>, String>)>>,
+    network: Mutex<Option<Read>>,
     /// What programs said they speak.
     spoken: Mutex<HashMap<Program, Option<Vec<Version>>>>,
     /// The last answer of STATUS.

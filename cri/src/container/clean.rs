@@ -47,7 +47,7 @@ async fn remove_task(node: &Node, record: &Record) -> Result<()> {
             Err(error) if error.kind == Kind::NotFound => return Ok(()),
             Err(error) if error.kind == Kind::FailedPrecondition => {
                 // It runs: a Start that nobody heard the answer of.
-                shim.kill_task(id, nix::libc::SIGKILL, true).await?;
+                shim.kill_task(id, libc::SIGKILL, true).await?;
                 return shim.delete_task(id).await.map(drop);
             }
             Err(error) if !shim.is_lost() => return Err(error),

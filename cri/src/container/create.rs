@@ -62,7 +62,7 @@ pub(crate) async fn create(
         log_path,
         cgroup: String::new(),
         user: None,
-        stop_signal: nix::libc::SIGTERM,
+        stop_signal: libc::SIGTERM,
         resources: config.linux.as_ref().and_then(|linux| linux.resources.clone()),
         mounted_images: Vec::new(),
         task: false,

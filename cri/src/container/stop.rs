@@ -66,7 +66,7 @@ async fn stop_created(node: &Arc<Node>, container: &Arc<Container>) -> Result<()
     let ended = State::Exited {
         started_at: 0,
         finished_at: events::now(),
-        exit_code: 128 + nix::libc::SIGKILL,
+        exit_code: 128 + libc::SIGKILL,
         reason: "Error".into(),
         message: "stopped before it was started".into(),
     };
@@ -85,7 +85,7 @@ async fn stop_running(node: &Arc<Node>, container: &Arc<Container>, grace: Durat
                 return Ok(());
             }
         }
-        kill(container, &shim, nix::libc::SIGKILL).await?;
+        kill(container, &shim, libc::SIGKILL).await?;
     }
     let reported = tokio::time::timeout(PATIENCE, container.exited()).await;
     reported.map_err(|_| {

@@ -267,15 +267,15 @@ fn host(url: Option<&str>, options: Table, directory: &Path) -> Parsed<Host> {
                     .map_err(named)?
                     .iter()
                     .map(|path| directory.join(path))
-                    .collect()
+                    .collect();
             }
             "client" => host.tls.client = pairs(&value, directory).map_err(named)?,
             "skip_verify" => {
-                host.tls.skip_verify = Some(value.as_bool().ok_or("skip_verify: must be true or false")?)
+                host.tls.skip_verify = Some(value.as_bool().ok_or("skip_verify: must be true or false")?);
             }
             "header" => host.headers = headers(&value).map_err(named)?,
             "override_path" => {
-                override_path = value.as_bool().ok_or("override_path: must be true or false")?
+                override_path = value.as_bool().ok_or("override_path: must be true or false")?;
             }
             "dial_timeout" => {
                 let text = value.as_str().ok_or("dial_timeout: must be a text, as \"5s\"")?;
@@ -368,7 +368,7 @@ fn pairs(value: &Value, directory: &Path) -> Parsed<Vec<(PathBuf, PathBuf)>> {
         match (value, files.as_slice()) {
             (Value::String(_), [both]) => pairs.push((directory.join(both), directory.join(both))),
             (Value::Array(_), [certificate, key]) => {
-                pairs.push((directory.join(certificate), directory.join(key)))
+                pairs.push((directory.join(certificate), directory.join(key)));
             }
             _ => return Err("must be files, or pairs of a certificate and its key".into()),
         }

@@ -39,7 +39,7 @@ pub(crate) const SLICE: &str = "/sys/fs/cgroup/kubepods.slice";
 pub(crate) const NETNS: &str = "/run/netns";
 
 /// A kubelet on an emulated machine takes its time.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 const REGISTRY: &str = "127.0.0.1:5000";
 const NODE_IP: &str = "192.0.2.10";

@@ -14,8 +14,6 @@ pub(crate) struct Configuration {
     /// `sha256:...` of each layer's plain tar, the lowest first.
     pub(crate) diff_ids: Vec<String>,
     pub(crate) os: String,
-    pub(crate) architecture: String,
-    pub(crate) variant: String,
 }
 
 /// As it is written. What is `null` is as if it were not there: Docker writes both.
@@ -23,8 +21,6 @@ pub(crate) struct Configuration {
 #[serde(default)]
 struct Whole {
     os: Option<String>,
-    architecture: Option<String>,
-    variant: Option<String>,
     config: Option<Config>,
     rootfs: Option<RootFs>,
 }
@@ -77,8 +73,6 @@ impl Configuration {
             },
             diff_ids,
             os: whole.os.unwrap_or_default(),
-            architecture: whole.architecture.unwrap_or_default(),
-            variant: whole.variant.unwrap_or_default(),
         })
     }
 }
@@ -110,7 +104,7 @@ mod tests {
         assert_eq!(configuration.config.volumes, ["/data"]);
         assert_eq!(configuration.config.user, "1000:2000");
         assert!(configuration.config.env.is_empty() && configuration.diff_ids.is_empty());
-        assert_eq!(configuration.architecture, "amd64");
+        assert_eq!(configuration.os, "linux");
         assert!(Configuration::parse(b"{}").is_ok());
     }
 

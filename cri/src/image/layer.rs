@@ -50,11 +50,6 @@ impl Wanted {
         }
     }
 
-    /// Whether it is here already: there is nothing to download.
-    pub(crate) fn is_here(&self) -> bool {
-        self.number().is_some()
-    }
-
     pub(super) fn number(&self) -> Option<u32> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.as_ref().map(|used| used.number)
@@ -154,7 +149,10 @@ fn command(path: &Path, limits: unpack::Limits) -> Command {
     let test = "image::unpack::tests::process::the_unpacker --exact --ignored --nocapture --test-threads=1";
     command.args([
         "-c",
-        &format!("LAYER=\"$*\" exec {:?} {test}", std::env::current_exe().unwrap()),
+        &format!(
+            "export LAYER=\"$*\"; exec {:?} {test}",
+            std::env::current_exe().unwrap()
+        ),
         "sh",
     ]);
     with_limits(&mut command, path, limits);

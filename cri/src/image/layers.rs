@@ -50,8 +50,6 @@ struct Slot {
     uses: usize,
     /// Whether it is here.
     here: watch::Sender<bool>,
-    /// Whether it outlives the machine's death now.
-    durable: bool,
 }
 
 /// What came of a wish for a layer.
@@ -99,7 +97,6 @@ impl Layers {
             record: record.clone(),
             uses: 0,
             here: watch::Sender::new(true),
-            durable: true,
         });
         slot.uses += 1;
     }
@@ -129,7 +126,6 @@ impl Layers {
             record,
             uses: 1,
             here: watch::Sender::new(false),
-            durable: false,
         };
         table.slots.insert(number, slot);
         Claimed::Mine(Claim(self.using(number)))
@@ -203,23 +199,6 @@ impl Layers {
         let table = self.table();
         let slots = numbers.iter().filter_map(|number| table.slots.get(number));
         slots.map(|slot| slot.record.clone()).collect()
-    }
-
-    /// Whether all of these outlive the machine's death as it is.
-    pub(super) fn are_durable(&self, numbers: &[u32]) -> bool {
-        let table = self.table();
-        let durable = |number| table.slots.get(number).is_some_and(|slot| slot.durable);
-        numbers.iter().all(durable)
-    }
-
-    /// These were synced.
-    pub(super) fn set_durable(&self, numbers: &[u32]) {
-        let mut table = self.table();
-        for number in numbers {
-            if let Some(slot) = table.slots.get_mut(number) {
-                slot.durable = true;
-            }
-        }
     }
 
     /// Bytes and inodes of all that are here.

@@ -39,7 +39,6 @@ pub(crate) use configuration::Configuration;
 pub(crate) use layer::{Wanted, Writer};
 pub(crate) use store::Images;
 pub(crate) use usage::Usage;
-pub(crate) use volume::Volume;
 
 /// An image that is here whole: every layer is unpacked and durable.
 #[derive(Debug, Clone)]

@@ -4,6 +4,7 @@
 //! <root>/containers/<id>/fs      what it writes
 //! <root>/containers/<id>/work    overlayfs's own
 //! <root>/containers/<id>/layers  the numbers of its image's layers: they stay as long as this is there
+//! <root>/containers/<id>/volumes the images that are its volumes (volume.rs)
 //! <root>/containers/gone-*       being removed
 //! ```
 
@@ -35,9 +36,17 @@ pub(super) struct Snapshots {
 struct Snapshot {
     /// Numbers of layers.
     layers: Vec<u32>,
+    /// Those of its volumes.
+    volumes: Vec<u32>,
     /// Whether the node's table of layers counts this use: not where the image was gone when the server started.
     counted: bool,
     measured: Arc<Measured>,
+}
+
+impl Snapshot {
+    fn all(&self) -> Vec<u32> {
+        [&self.layers[..], &self.volumes[..]].concat()
+    }
 }
 
 impl Snapshots {
@@ -54,10 +63,9 @@ impl Snapshots {
                 layers::remove_later(entry.path());
                 continue;
             }
-            let text = fs::read_to_string(entry.path().join("layers")).unwrap_or_default();
-            let layers = text.split_whitespace().filter_map(|number| number.parse().ok());
             let snapshot = Snapshot {
-                layers: layers.collect(),
+                layers: read_numbers(&entry.path().join("layers")),
+                volumes: read_numbers(&entry.path().join("volume-layers")),
                 ..Snapshot::default()
             };
             known.insert(id, snapshot);
@@ -76,7 +84,7 @@ impl Snapshots {
     /// Counts the uses of those that were there at the start.
     pub(super) fn count(&self, layers: &Layers) {
         for snapshot in self.known().values_mut() {
-            snapshot.counted = layers.hold(&snapshot.layers);
+            snapshot.counted = layers.hold(&snapshot.all());
         }
     }
 
@@ -84,7 +92,7 @@ impl Snapshots {
     pub(super) fn uses(&self, number: u32) -> bool {
         self.known()
             .values()
-            .any(|snapshot| snapshot.layers.contains(&number))
+            .any(|snapshot| snapshot.all().contains(&number))
     }
 
     /// Containers, in no order.
@@ -92,7 +100,28 @@ impl Snapshots {
         self.known().keys().cloned().collect()
     }
 
-    fn directory(&self, container: &str) -> PathBuf {
+    /// Remembers the layers of a container's image, which are held: those that it had before, to be released.
+    fn set_layers(&self, container: &str, numbers: Vec<u32>) -> Vec<u32> {
+        let mut known = self.known();
+        let snapshot = known.entry(container.to_owned()).or_insert_with(|| Snapshot {
+            counted: true,
+            ..Snapshot::default()
+        });
+        std::mem::replace(&mut snapshot.layers, numbers)
+    }
+
+    /// Remembers the layers of a volume, which are held: those of all volumes.
+    pub(super) fn add_volume(&self, container: &str, numbers: &[u32]) -> Vec<u32> {
+        let mut known = self.known();
+        let snapshot = known.entry(container.to_owned()).or_insert_with(|| Snapshot {
+            counted: true,
+            ..Snapshot::default()
+        });
+        snapshot.volumes.extend(numbers);
+        snapshot.volumes.clone()
+    }
+
+    pub(super) fn directory(&self, container: &str) -> PathBuf {
         self.directory.join(container)
     }
 
@@ -128,24 +157,19 @@ impl Images {
         if !self.layers.hold(&numbers) {
             return Err(Error::not_found(format_args!("image {:?} was removed", image.id)));
         }
+        let old = self.snapshots.set_layers(container, numbers.clone());
+        // Prepared once more: a create that is repeated.
+        self.layers.release(&old);
         let directory = self.snapshots.directory(container);
-        let result = make(&directory, image, &numbers, users);
-        if let Err(error) = result {
-            self.layers.release(&numbers);
-            layers::remove_later(directory);
+        let (own, top, maps) = (directory.clone(), image.layers.last().cloned(), users.cloned());
+        let made = tokio::task::spawn_blocking(move || make(&own, top.as_deref(), &numbers, maps.as_ref()));
+        if let Err(error) = made.await.context("make an upper layer")? {
+            if let Err(undo) = self.discard(container).await {
+                log::warn(format_args!("clean up: {undo}"));
+            }
             return Err(error
                 .context(format!("container {container}: its upper layer"))
                 .into());
-        }
-        let snapshot = Snapshot {
-            layers: numbers,
-            counted: true,
-            measured: Arc::default(),
-        };
-        let old = self.snapshots.known().insert(container.to_owned(), snapshot);
-        // Prepared once more: a create that is repeated.
-        if let Some(old) = old.filter(|old| old.counted) {
-            self.layers.release(&old.layers);
         }
         Ok(mounts(&directory, image, users))
     }
@@ -174,9 +198,9 @@ impl Images {
         let removed = self.snapshots.known().remove(container);
         if let Some(snapshot) = removed {
             if snapshot.counted {
-                self.layers.release(&snapshot.layers);
+                self.layers.release(&snapshot.all());
             } else {
-                self.remove_unused(&snapshot.layers);
+                self.remove_unused(&snapshot.all());
             }
         }
         Ok(())
@@ -220,7 +244,7 @@ impl Images {
 }
 
 /// Ids are ours: names of one directory.
-fn check(container: &str) -> Result<()> {
+pub(super) fn check(container: &str) -> Result<()> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     if container.is_empty() || !container.bytes().all(plain) || container.starts_with("gone-") {
         return Err(Error::text(
@@ -231,23 +255,37 @@ fn check(container: &str) -> Result<()> {
     Ok(())
 }
 
-fn make(directory: &Path, image: &Image, numbers: &[u32], users: Option<&Users>) -> Anyhow<()> {
-    let mkdir = |path: &Path, mode| match fs::DirBuilder::new().mode(mode).create(path) {
+/// Makes a directory, or finds it.
+pub(super) fn make_directory(path: &Path, mode: u32) -> Anyhow<()> {
+    match fs::DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
             Err(error).with_context(|| format!("mkdir {}", path.display()))
         }
         _ => Ok(()),
-    };
-    mkdir(directory, 0o700)?;
+    }
+}
+
+pub(super) fn write_numbers(path: &Path, numbers: &[u32]) -> Anyhow<()> {
     let text: Vec<String> = numbers.iter().map(u32::to_string).collect();
-    let list = directory.join("layers");
-    fs::write(&list, text.join(" ")).with_context(|| format!("write {}", list.display()))?;
-    mkdir(&directory.join("work"), 0o700)?;
+    fs::write(path, text.join(" ")).with_context(|| format!("write {}", path.display()))
+}
+
+fn read_numbers(path: &Path) -> Vec<u32> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace()
+        .filter_map(|number| number.parse().ok())
+        .collect()
+}
+
+fn make(directory: &Path, top: Option<&Path>, numbers: &[u32], users: Option<&Users>) -> Anyhow<()> {
+    make_directory(directory, 0o700)?;
+    write_numbers(&directory.join("layers"), numbers)?;
+    make_directory(&directory.join("work"), 0o700)?;
     let upper = directory.join("fs");
-    mkdir(&upper, 0o755)?;
+    make_directory(&upper, 0o755)?;
     // The root of a container is its upper layer's: it is to be what the image says.
     let (mut uid, mut gid, mut mode) = (0, 0, 0o755);
-    if let Some(top) = image.layers.last() {
+    if let Some(top) = top {
         let stat = fs::symlink_metadata(top).with_context(|| format!("stat {}", top.display()))?;
         (uid, gid, mode) = (stat.uid(), stat.gid(), stat.mode() & 0o7777);
     }

@@ -258,7 +258,7 @@ impl Images {
         let mut record = match old {
             Some(kept) => self.record_of(&kept),
             None => {
-                self.sync(&pulled, &numbers).await?;
+                self.sync(&pulled).await?;
                 Record {
                     tags: Vec::new(),
                     digests: Vec::new(),
@@ -296,7 +296,7 @@ impl Images {
     }
 
     /// Brings layers and configuration to the disk, before anything says that they are there.
-    async fn sync(&self, pulled: &Pulled, numbers: &[u32]) -> Result<()> {
+    async fn sync(&self, pulled: &Pulled) -> Result<()> {
         let path = self.configuration(&pulled.id);
         let (root, json) = (self.root.clone(), pulled.json.clone());
         let written = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
@@ -305,7 +305,6 @@ impl Images {
             nix::unistd::syncfs(&root).context("syncfs")
         });
         written.await.context("sync an image")??;
-        self.layers.set_durable(numbers);
         Ok(())
     }
 

@@ -16,7 +16,7 @@ const NAME_MAX: usize = 253;
 const ID_MAX: i64 = u32::MAX as i64 - 1;
 const NAMESPACES: &str = "config.linux.security_context.namespace_options";
 
-/// Checks a pod's configuration. `systemd`: cgroup parents are names of slices.
+/// Checks a pod's configuration. `systemd`: cgroup parents are slices.
 ///
 /// # Errors
 ///
@@ -73,8 +73,11 @@ fn is_plain(letter: char) -> bool {
 fn hostname(hostname: &str) -> Result<()> {
     let wrong = if hostname.len() > HOSTNAME_MAX {
         "must have at most 64 bytes"
-    } else if !hostname.chars().all(is_plain) {
-        "must be letters, digits, '-' and '.'"
+    } else if !hostname
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+    {
+        "must be letters, digits, '-', '.' and '_'"
     } else {
         return Ok(());
     };
@@ -152,9 +155,10 @@ fn cgroup_parent(parent: &str, systemd: bool) -> Result<()> {
         return Ok(());
     } else if parent.contains('\0') || path.components().any(|part| part == Component::ParentDir) {
         "must have no \"..\""
-    } else if systemd && (!parent.ends_with(".slice") || parent.contains('/')) {
-        "must be the name of a slice, as kubepods-burstable.slice: the cgroup driver is systemd (is the kubelet's, \
-         too? `cgroupDriver`)"
+    } else if systemd && !parent.ends_with(".slice") {
+        // The kubelet gives the whole path: /kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice.
+        "must be a slice, by its name or its path, as kubepods-burstable.slice: the cgroup driver is systemd (is the \
+         kubelet's, too? `cgroupDriver`)"
     } else if !systemd && !path.is_absolute() {
         "must be an absolute path, as /kubepods/burstable: the cgroup driver is cgroupfs (is the kubelet's, too? \
          `cgroupDriver`)"
@@ -392,6 +396,7 @@ mod tests {
     #[test]
     fn nothing_can_begin_a_line_of_its_own_in_a_file_of_the_pod() {
         assert!(refused(|pod| pod.hostname = "a\nb".into()).starts_with("config.hostname: \"a\\nb\""));
+        assert!(refused(|pod| pod.hostname = "a/b".into()).contains("\"a/b\""));
         assert!(refused(|pod| pod.hostname = "x".repeat(65)).contains("at most 64 bytes"));
         let error = refused(|pod| {
             pod.dns_config = Some(DnsConfig {
@@ -452,6 +457,7 @@ mod tests {
         };
         parent("/kubepods/pod1", false).unwrap();
         parent("kubepods-pod1.slice", true).unwrap();
+        parent("/kubepods.slice/kubepods-pod1.slice", true).unwrap();
         assert!(
             parent("/kubepods/pod1", true)
                 .unwrap_err()

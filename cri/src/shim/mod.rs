@@ -50,6 +50,9 @@ const LONG: Duration = Duration::from_secs(120);
 const SHORT: Duration = Duration::from_secs(10);
 /// How long connecting may take: where its socket is there, a shim listens.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long a shim may take for its first answer: the containers of one that gives none are killed at a restart, and the
+/// machine may be busy then.
+const PROBE: Duration = Duration::from_secs(30);
 /// The shim's own deadline is so much later than ours, which has the better words.
 const LATER: Duration = Duration::from_secs(1);
 
@@ -122,7 +125,7 @@ impl Shim {
             own: ShimClient::new(client),
         };
         let info = shim
-            .call("Info", SHORT, |context| async {
+            .call("Info", PROBE, |context| async {
                 shim.own.info(context, &Default::default()).await
             })
             .await?;

@@ -11,12 +11,7 @@ use crate::registry::Result;
 use crate::test;
 
 /// RunPodSandbox refuses this change of the usual pod.
-fn no_pod(
-    cri: &Cri<'_>,
-    code: Code,
-    texts: &[&str],
-    change: impl FnOnce(&mut PodSandboxConfig),
-) -> Result {
+fn no_pod(cri: &Cri<'_>, code: Code, texts: &[&str], change: impl FnOnce(&mut PodSandboxConfig)) -> Result {
     let mut config = cri.pod_config()?;
     change(&mut config);
     refused(cri.run_pod(&config), code, texts).with_context(|| format!("{texts:?}"))?;
@@ -71,8 +66,12 @@ test!(
         only_ours(t)?;
         with(t, |cri| {
             let invalid = Code::InvalidArgument;
-            no_pod(cri, invalid, &["hostname"], |config| config.hostname = "x".repeat(65))?;
-            no_pod(cri, invalid, &["hostname"], |config| config.hostname = "a/b".into())?;
+            no_pod(cri, invalid, &["hostname"], |config| {
+                config.hostname = "x".repeat(65)
+            })?;
+            no_pod(cri, invalid, &["hostname"], |config| {
+                config.hostname = "a/b".into()
+            })?;
             no_pod(cri, invalid, &["log_directory", "relative/path"], |config| {
                 config.log_directory = "relative/path".into();
             })?;
@@ -109,7 +108,9 @@ test!(
             no_pod(cri, invalid, &["network"], |config| {
                 namespaces(config).network = NamespaceMode::Container.into();
             })?;
-            no_pod(cri, invalid, &["network", "99"], |config| namespaces(config).network = 99)?;
+            no_pod(cri, invalid, &["network", "99"], |config| {
+                namespaces(config).network = 99
+            })?;
             no_pod(cri, invalid, &["pid", "-3"], |config| namespaces(config).pid = -3)?;
             no_pod(cri, invalid, &["ipc"], |config| {
                 namespaces(config).ipc = NamespaceMode::Target.into();
@@ -163,7 +164,10 @@ test!(
                 .iter()
                 .find(|condition| condition.r#type == "NetworkReady");
             let network = network.context("no condition NetworkReady")?;
-            ensure!(!network.status && network.message.contains("net.d"), "{network:?}");
+            ensure!(
+                !network.status && network.message.contains("net.d"),
+                "{network:?}"
+            );
             no_pod(cri, Code::Unavailable, &["net.d"], |_| {})?;
             // One in the host's network needs none.
             let pod = cri.pod_with(|config| {
@@ -203,9 +207,14 @@ test!(
     fn a_container_of_an_image_that_is_not_here_is_refused(t: &Test) -> Result {
         with(t, |cri| {
             let pod = cri.pod()?;
-            no_container(&pod, Code::NotFound, &["registry.example/nothing:here"], |config| {
-                config.image.get_or_insert_default().image = "registry.example/nothing:here".into();
-            })
+            no_container(
+                &pod,
+                Code::NotFound,
+                &["registry.example/nothing:here"],
+                |config| {
+                    config.image.get_or_insert_default().image = "registry.example/nothing:here".into();
+                },
+            )
         })
     }
 );
@@ -235,7 +244,11 @@ test!(
             pod.stop()?;
             let request = pod.creation(pod.container_config("web", "true")?);
             if cri.is_ours() {
-                refused(cri.create_container(request), Code::FailedPrecondition, &[&pod.id[..12]])?;
+                refused(
+                    cri.create_container(request),
+                    Code::FailedPrecondition,
+                    &[&pod.id[..12]],
+                )?;
             } else {
                 ensure!(cri.create_container(request).is_err());
             }
@@ -402,7 +415,9 @@ test!(
             no_container(&pod, invalid, &["log_path", ".."], |config| {
                 config.log_path = "../../../etc/passwd".into();
             })?;
-            no_container(&pod, invalid, &["stop_signal", "99"], |config| config.stop_signal = 99)
+            no_container(&pod, invalid, &["stop_signal", "99"], |config| {
+                config.stop_signal = 99
+            })
         })
     }
 );
@@ -415,7 +430,9 @@ test!(
             for (id, code) in [("", Code::InvalidArgument), (unknown.as_str(), Code::NotFound)] {
                 let id = id.to_owned();
                 let named = [if id.is_empty() { "_id" } else { &id }];
-                let start = StartContainerRequest { container_id: id.clone() };
+                let start = StartContainerRequest {
+                    container_id: id.clone(),
+                };
                 refused(cri.start_container(start), code, &named)?;
                 let status = ContainerStatusRequest {
                     container_id: id.clone(),
@@ -433,7 +450,9 @@ test!(
                     ..Default::default()
                 };
                 refused(cri.update_container_resources(update), code, &named)?;
-                let reopen = ReopenContainerLogRequest { container_id: id.clone() };
+                let reopen = ReopenContainerLogRequest {
+                    container_id: id.clone(),
+                };
                 refused(cri.reopen_container_log(reopen), code, &named)?;
                 let exec = ExecSyncRequest {
                     container_id: id.clone(),
@@ -441,9 +460,13 @@ test!(
                     timeout: 0,
                 };
                 refused(cri.exec_sync(exec), code, &named)?;
-                let stats = ContainerStatsRequest { container_id: id.clone() };
+                let stats = ContainerStatsRequest {
+                    container_id: id.clone(),
+                };
                 refused(cri.container_stats(stats), code, &named)?;
-                let stats = PodSandboxStatsRequest { pod_sandbox_id: id.clone() };
+                let stats = PodSandboxStatsRequest {
+                    pod_sandbox_id: id.clone(),
+                };
                 refused(cri.pod_sandbox_stats(stats), code, &named)?;
                 let update = UpdatePodSandboxResourcesRequest {
                     pod_sandbox_id: id.clone(),
@@ -463,12 +486,19 @@ test!(
             // 17 ids of 16 first digits: two of them have one in common.
             let ids: Vec<String> = (0..17).map(|_| Ok(host_pod(cri)?.id)).collect::<Result<_>>()?;
             let first = |id: &String| id[..1].to_owned();
-            let digit = ids.iter().map(first).find(|digit| ids.iter().filter(|id| first(id) == *digit).count() > 1);
+            let digit = ids
+                .iter()
+                .map(first)
+                .find(|digit| ids.iter().filter(|id| first(id) == *digit).count() > 1);
             let request = PodSandboxStatusRequest {
                 pod_sandbox_id: digit.context("no digit twice")?,
                 verbose: false,
             };
-            refused(cri.pod_sandbox_status(request), Code::InvalidArgument, &["several"])
+            refused(
+                cri.pod_sandbox_status(request),
+                Code::InvalidArgument,
+                &["several"],
+            )
         })
     }
 );
@@ -486,10 +516,22 @@ test!(
         with(t, |cri| {
             let pod = cri.pod()?;
             let web = pod.create(pod.container_config("web", "exit 0")?)?;
-            refused(cri.exec_sync(web.exec_request(&[], 0)), Code::InvalidArgument, &["cmd"])?;
-            refused(cri.exec_sync(web.exec_request(&["true"], -1)), Code::InvalidArgument, &["timeout", "-1"])?;
+            refused(
+                cri.exec_sync(web.exec_request(&[], 0)),
+                Code::InvalidArgument,
+                &["cmd"],
+            )?;
+            refused(
+                cri.exec_sync(web.exec_request(&["true"], -1)),
+                Code::InvalidArgument,
+                &["timeout", "-1"],
+            )?;
             let request = web.exec_request(&["true"], 0);
-            refused(cri.exec_sync(request.clone()), Code::FailedPrecondition, &[&web.id[..12]])?;
+            refused(
+                cri.exec_sync(request.clone()),
+                Code::FailedPrecondition,
+                &[&web.id[..12]],
+            )?;
             web.start()?;
             web.ended()?;
             refused(cri.exec_sync(request), Code::FailedPrecondition, &[&web.id[..12]])
@@ -572,7 +614,11 @@ test!(
                 location: "/tmp/x.tar".into(),
                 timeout: 0,
             };
-            refused(cri.checkpoint_container(checkpoint), Code::Unimplemented, &["heckpoint"])
+            refused(
+                cri.checkpoint_container(checkpoint),
+                Code::Unimplemented,
+                &["heckpoint"],
+            )
         })
     }
 );

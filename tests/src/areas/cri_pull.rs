@@ -56,8 +56,8 @@ fn downloads(requests: &[Request], digest: &str) -> usize {
 fn is_refused(cri: &Cri<'_>, image: &str, code: Code, texts: &[&str]) -> Result {
     refused(cri.pull_image(request(image)), code, texts)?;
     ensure!(listed(cri)?.is_empty(), "an image stays");
-    ensure!(layers(cri)? == 0, "a layer stays");
-    Ok(())
+    // It is removed in the background.
+    wait::until("the layers to be gone", || Ok((layers(cri)? == 0).then_some(())))
 }
 
 const TWO: &[&[(&str, &[u8])]] = &[&[("one", b"1")], &[("two", b"2")]];
@@ -488,12 +488,15 @@ test!(
                 }
             });
             let name = registry.name("app:1");
-            let asked = cri.wait(async {
-                let mut client = cri.images();
+            let other = cri.another_client()?;
+            let asked = other.wait(async {
+                let mut client = other.images();
                 let pull = client.pull_image(request(&name));
                 tokio::time::timeout(Duration::from_secs(2), pull).await
             });
             ensure!(asked.is_err(), "{asked:?}");
+            ensure!(layers(cri)? > 0, "nothing was begun");
+            other.hang_up();
             wait::until("the pull to end", || Ok((layers(cri)? == 0).then_some(())))?;
             ensure!(listed(cri)?.is_empty(), "an image stays");
             registry.behave();

@@ -33,6 +33,7 @@ mod cri_pull;
 mod cri_pull_auth;
 mod cri_pull_hosts;
 mod cri_security;
+mod cri_stats;
 mod descriptors;
 mod devices;
 mod exec;

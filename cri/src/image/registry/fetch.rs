@@ -232,7 +232,7 @@ impl Registry {
                 Step::Ask(at) => return Ok((at, &self.hosts[at])),
                 Step::Pause(pause) => tokio::time::sleep(pause).await,
                 Step::GiveUp => {
-                    let named = |(at, failure): (usize, Failure)| (self.hosts[at].host.name(), failure);
+                    let named = |(at, failure): (usize, Failure)| (self.hosts[at].client.base(), failure);
                     let told: Vec<_> = std::mem::take(&mut rounds.told).into_iter().map(named).collect();
                     return Err(self.failed(&told));
                 }
@@ -245,7 +245,7 @@ impl Registry {
             format!(
                 "{} from {}: {failure}",
                 self.reference,
-                self.hosts[at].host.name()
+                self.hosts[at].client.base()
             )
         });
         if matches!(failure, Failure::Unreachable(_) | Failure::Wrong(_)) {
@@ -418,7 +418,7 @@ impl Blob<'_> {
             let response = served.ask(reference, Method::GET, &self.path, self.taken).await?;
             let mut skip = self.begin(&response)?;
             let mut body = response.into_body();
-            let source = Some(served.host.name());
+            let source = Some(served.client.base());
             self.mixed |= self.taken > 0 && self.source != source;
             self.source = source;
             while let Some(bytes) = served.client.next(&mut body).await? {

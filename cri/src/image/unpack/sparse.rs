@@ -31,7 +31,7 @@ impl Sparse {
                     .split(|byte| *byte == b',')
                     .map(decimal)
                     .collect::<Result<_>>()?;
-                ensure!(numbers.len() % 2 == 0, "an odd count of numbers");
+                ensure!(numbers.len().is_multiple_of(2), "an odd count of numbers");
                 self.map = Some(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect());
             }
             b"offset" => self.offset = Some(decimal(value)?),

@@ -15,8 +15,6 @@ use crate::node::Node;
 use crate::proto::ContainerEventType;
 use crate::shim::{self, Exit, Shim};
 
-/// As of a shell: of what SIGKILL ended.
-const KILLED: i32 = 128 + 9;
 /// As containerd has it: nobody knows how it ended.
 const UNKNOWN: i32 = 255;
 
@@ -42,7 +40,8 @@ pub(crate) fn watch(node: &Arc<Node>, container: &Arc<Container>, shim: Arc<Shim
 /// What its shim says of it.
 pub(crate) async fn exited(container: &Container, shim: &Shim, exit: Exit) -> State {
     let code = i32::try_from(exit.status).unwrap_or(UNKNOWN);
-    let for_want_of_memory = code == KILLED && out_of_memory(container, shim).await;
+    // Whoever was killed for it need not be the first process: that one may only have failed for its sake.
+    let for_want_of_memory = code != 0 && out_of_memory(container, shim).await;
     let reason = match code {
         0 => "Completed",
         _ if for_want_of_memory => "OOMKilled",

@@ -153,7 +153,7 @@ pub(crate) fn make(facts: &Facts, asked: &Asked<'_>) -> Result<Made> {
 
 /// What was found on the host.
 #[derive(Debug, Default)]
-struct Found {
+pub(crate) struct Found {
     sources: Vec<Source>,
     devices: Devices,
     /// What CDI devices add.
@@ -217,8 +217,12 @@ impl Asked<'_> {
     }
 }
 
-/// The pure part.
-fn translate(facts: &Facts, asked: &Asked<'_>, found: &Found) -> Result<Made> {
+/// The pure part: whatever the request is, an error or a configuration.
+///
+/// # Errors
+///
+/// As [`make`].
+pub(crate) fn translate(facts: &Facts, asked: &Asked<'_>, found: &Found) -> Result<Made> {
     let context = asked.context();
     if context.privileged && !asked.pod_context().privileged {
         return Err(Error::invalid(

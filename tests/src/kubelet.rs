@@ -377,14 +377,11 @@ impl<'t> Node<'t> {
     /// The shims that serve its pods.
     pub(crate) fn shims(&self) -> Vec<String> {
         let all = process::descendants(std::os::unix::process::parent_id().cast_signed());
-        let all = all.into_iter().filter(|&pid| {
-            let words = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            words
-                .split('\0')
-                .next()
-                .is_some_and(|program| program.contains("/containerd-shim-"))
-        });
-        all.map(process::describe).collect()
+        let mut shims: Vec<i32> = all.into_iter().filter(|&pid| is_shim(pid)).collect();
+        // Copies of a shim that write its logs are its children.
+        let parent_of = |pid| process::parent_and_state(pid).map_or(0, |(parent, _)| parent);
+        shims.retain(|&pid| !is_shim(parent_of(pid)));
+        shims.into_iter().map(process::describe).collect()
     }
 
     /// The ends of all logs, for the report of a failure.
@@ -398,6 +395,14 @@ impl<'t> Node<'t> {
         });
         logs.concat()
     }
+}
+
+fn is_shim(pid: i32) -> bool {
+    let words = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    words
+        .split('\0')
+        .next()
+        .is_some_and(|program| program.contains("/containerd-shim-"))
 }
 
 /// `rtc-cri` beside the shim under test.

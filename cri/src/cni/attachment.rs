@@ -244,7 +244,7 @@ mod tests {
             })
         );
         assert_eq!(cache.get(&kept).unwrap().addresses("eth0").unwrap().len(), 1);
-        assert_eq!(cache.orphans(&HashMap::new()), [kept.clone()]);
+        assert_eq!(cache.orphans(&HashMap::new()), std::slice::from_ref(&kept));
         assert!(
             cache
                 .orphans(&HashMap::from([("abc".into(), kept.clone())]))

@@ -186,7 +186,7 @@ impl Machine {
         else {
             return None;
         };
-        let mut reader = |hierarchy: &Option<PathBuf>| {
+        let reader = |hierarchy: &Option<PathBuf>| {
             let directory = Directory::open(&hierarchy.as_ref()?.join(path))?;
             Some(directory)
         };
@@ -506,7 +506,7 @@ fn page_size(name: &str) -> Option<String> {
         .ok()?;
     let mut units = ["KB", "MB", "GB"].into_iter();
     let mut unit = units.next()?;
-    while size >= 1024 && size % 1024 == 0 {
+    while size >= 1024 && size.is_multiple_of(1024) {
         size /= 1024;
         unit = units.next()?;
     }

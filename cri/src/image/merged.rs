@@ -128,8 +128,11 @@ impl Merged {
 ///
 /// `EFBIG`: it has more than `most` bytes. The disk.
 pub(super) fn read_file(merged: &Merged, path: &[u8], most: u64) -> nix::Result<Option<Vec<u8>>> {
-    let Some(Found::Other(file, stat)) = merged.find(path, true)? else {
-        return Ok(None);
+    let (file, stat) = match merged.find(path, true) {
+        Ok(Some(Found::Other(file, stat))) => (file, stat),
+        // Links that go round lead to nothing.
+        Ok(_) | Err(Errno::ELOOP) => return Ok(None),
+        Err(errno) => return Err(errno),
     };
     if !is_regular(&stat) {
         return Ok(None);

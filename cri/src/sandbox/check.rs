@@ -73,8 +73,11 @@ fn is_plain(letter: char) -> bool {
 fn hostname(hostname: &str) -> Result<()> {
     let wrong = if hostname.len() > HOSTNAME_MAX {
         "must have at most 64 bytes"
-    } else if !hostname.chars().all(is_plain) {
-        "must be letters, digits, '-' and '.'"
+    } else if !hostname
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+    {
+        "must be letters, digits, '-', '.' and '_'"
     } else {
         return Ok(());
     };
@@ -393,6 +396,7 @@ mod tests {
     #[test]
     fn nothing_can_begin_a_line_of_its_own_in_a_file_of_the_pod() {
         assert!(refused(|pod| pod.hostname = "a\nb".into()).starts_with("config.hostname: \"a\\nb\""));
+        assert!(refused(|pod| pod.hostname = "a/b".into()).contains("\"a/b\""));
         assert!(refused(|pod| pod.hostname = "x".repeat(65)).contains("at most 64 bytes"));
         let error = refused(|pod| {
             pod.dns_config = Some(DnsConfig {

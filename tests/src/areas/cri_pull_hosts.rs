@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::net::UdpSocket;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, ensure};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::cri_pull::{pull, puller, request};
 use crate::cri::{Code, Cri, Setup, only_ours, refused};
@@ -231,12 +231,21 @@ test!(
     }
 );
 
-/// Puts a file of the test's over one of the machine, in the test's own mount namespace.
-fn cover(file: &Path, text: &str, over: &str) -> Result {
+/// A file of the test's over one of the machine, in the test's own mount namespace.
+struct Cover(PathBuf);
+
+impl Drop for Cover {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+fn cover(file: &Path, text: &str, over: &str) -> Result<Cover> {
     fs::write(file, text)?;
     let over = fs::canonicalize(over).with_context(|| over.to_owned())?;
     mount(Some(file), &over, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-        .with_context(|| over.display().to_string())
+        .with_context(|| over.display().to_string())?;
+    Ok(Cover(over))
 }
 
 /// A name server that knows one answer, 127.0.0.1, to whatever is asked for an A (RFC 1035, 4.1).
@@ -267,12 +276,12 @@ test!(
             let registry = ImageRegistry::start()?;
             let port = registry.address().rsplit(':').next().context("port")?.to_owned();
             let pushed = registry.push("app", "1", LAYERS);
-            cover(
+            let _hosts = cover(
                 &cri.directory.join("hosts"),
                 "127.0.0.1 local.test\n",
                 "/etc/hosts",
             )?;
-            cover(
+            let _resolver = cover(
                 &cri.directory.join("resolv.conf"),
                 "nameserver 127.0.0.1\n",
                 "/etc/resolv.conf",

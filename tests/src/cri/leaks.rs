@@ -141,7 +141,8 @@ fn is_record(name: &str, directory: &str) -> bool {
     let last = file.rsplit('/').next().unwrap_or_default();
     // Directories of kinds; files at the top.
     let depth = file.split('/').count();
-    let of_server = depth == 2 && (file.starts_with("state/") || file.starts_with("root/"));
+    let of_server = file == "state/runtime/k8s.io"
+        || depth == 2 && (file.starts_with("state/") || file.starts_with("root/"));
     // The runtime's directory for containers of CRI's namespace: it may stay, empty.
     of_server
         || file == "state/runtime/k8s.io"

@@ -277,7 +277,9 @@ impl Cni {
         let network =
             config::of_text(&attachment.config).map_err(|error| Error::text(Kind::Unknown, error))?;
         let version = attachment.spoken();
-        if version < Version::CHECK || network.disable_check {
+        // The administrator may have disabled it since.
+        let now = node.network().ok().filter(|now| now.name == network.name);
+        if version < Version::CHECK || network.disable_check || now.is_some_and(|now| now.disable_check) {
             return Ok(false);
         }
         let result = node.cache.get(&attachment).ok_or_else(|| {

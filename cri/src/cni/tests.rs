@@ -496,7 +496,16 @@ async fn gc_is_told_of_all_that_is_attached_and_not_called_where_it_is_disabled(
     node.calls();
     node.reopen();
     node.cni.reconcile(&HashSet::from(["abc".to_owned()])).await;
-    assert_eq!(node.calls(), ["GC flannel ", "GC portmap "]);
+    // And those that live are looked at.
+    assert_eq!(
+        node.calls(),
+        [
+            "GC flannel ",
+            "GC portmap ",
+            "CHECK flannel abc",
+            "CHECK portmap abc"
+        ]
+    );
     let input = node.input("portmap", "GC");
     assert_eq!(
         input["cni.dev/valid-attachments"],
@@ -505,7 +514,10 @@ async fn gc_is_told_of_all_that_is_attached_and_not_called_where_it_is_disabled(
     assert!(input.get("prevResult").is_none() && input.get("runtimeConfig").is_none());
     node.write(
         "net.d/10-net.conflist",
-        &conflist.replace(r#""plugins""#, r#""disableGC": true, "plugins""#),
+        &conflist.replace(
+            r#""plugins""#,
+            r#""disableGC": true, "disableCheck": true, "plugins""#,
+        ),
     );
     node.reopen();
     node.cni.reconcile(&HashSet::from(["abc".to_owned()])).await;

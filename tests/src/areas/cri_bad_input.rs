@@ -406,12 +406,6 @@ test!(
             no_container(&pod, invalid, &["cpuset_cpus", "1-x"], |config| {
                 resources(config).cpuset_cpus = "1-x".into();
             })?;
-            no_container(&pod, invalid, &["hugepage_limits", "3XB"], |config| {
-                resources(config).hugepage_limits = vec![HugepageLimit {
-                    page_size: "3XB".into(),
-                    limit: 1,
-                }];
-            })?;
             no_container(&pod, invalid, &["log_path", ".."], |config| {
                 config.log_path = "../../../etc/passwd".into();
             })?;

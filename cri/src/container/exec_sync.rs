@@ -30,6 +30,12 @@ pub(crate) async fn exec_sync(node: &Arc<Node>, request: ExecSyncRequest) -> Res
             "cmd: is empty: must be a program and its arguments",
         ));
     }
+    let Ok(seconds) = u64::try_from(request.timeout) else {
+        return Err(Error::invalid(format_args!(
+            "timeout: {}: must be seconds, or 0 for no limit",
+            request.timeout
+        )));
+    };
     let container = node.container(&request.container_id)?;
     let record = container.record();
     if !matches!(record.state, State::Running { .. }) {
@@ -44,7 +50,6 @@ pub(crate) async fn exec_sync(node: &Arc<Node>, request: ExecSyncRequest) -> Res
     }
     let shim = node.shim_of(&record.sandbox)?;
     let init = init(node, &container.id).await?;
-    let seconds = u64::try_from(request.timeout).unwrap_or(0);
     let exec = Exec {
         container: &container.id,
         process: &spec::process::for_exec(&init, &request.cmd, false),

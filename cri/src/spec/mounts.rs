@@ -133,7 +133,12 @@ impl Mounts {
         };
         let propagation = match MountPropagation::try_from(mount.propagation) {
             Ok(propagation) => propagation,
-            Err(_) => return refuse("propagation", "is no mode of propagation"),
+            Err(_) => {
+                return refuse(
+                    "propagation",
+                    &format!("{}: is no mode of propagation", mount.propagation),
+                );
+            }
         };
         let mut options = vec!["rbind"];
         if has_image(mount) {

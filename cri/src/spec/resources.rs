@@ -37,9 +37,32 @@ fn cpu(asked: &LinuxContainerResources) -> Result<Option<LinuxCpu>> {
     cpu.set_period(positive("cpu_period", asked.cpu_period)?);
     // Negative: no limit.
     cpu.set_quota(Some(asked.cpu_quota).filter(|quota| *quota != 0));
+    for (field, list) in [
+        ("cpuset_cpus", &asked.cpuset_cpus),
+        ("cpuset_mems", &asked.cpuset_mems),
+    ] {
+        if !list.is_empty() && !is_list(list) {
+            return Err(invalid(
+                field,
+                format_args!("{list:?}"),
+                "must be a list such as 0-3,7",
+            ));
+        }
+    }
     cpu.set_cpus(Some(asked.cpuset_cpus.clone()).filter(|cpus| !cpus.is_empty()));
     cpu.set_mems(Some(asked.cpuset_mems.clone()).filter(|mems| !mems.is_empty()));
     Ok(Some(cpu).filter(|cpu| *cpu != LinuxCpu::default()))
+}
+
+/// Numbers and ranges, as in cpuset(7).
+fn is_list(list: &str) -> bool {
+    let number = |text: &str| text.parse::<u32>().ok();
+    list.split(',').all(|part| match part.split_once('-') {
+        Some((first, last)) => number(first)
+            .zip(number(last))
+            .is_some_and(|(first, last)| first <= last),
+        None => number(part).is_some(),
+    })
 }
 
 fn memory(facts: &Facts, asked: &LinuxContainerResources) -> Result<Option<LinuxMemory>> {

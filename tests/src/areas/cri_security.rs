@@ -89,7 +89,7 @@ test!(
             let pod = cri.pod()?;
             let path = path.display().to_string();
             let web = secured(&pod, "web", |context| {
-                context.seccomp = profile(ProfileType::Localhost, &path)
+                context.seccomp = profile(ProfileType::Localhost, &path);
             })?;
             web.exec(&["mkdir", "/x"])?.fails_with(&["not empty"])?;
             let mut config = pod.container_config("none", "true")?;
@@ -274,7 +274,7 @@ test!(
             ensure!(usual.exec(&["sh", "-c", "echo b >/proc/sysrq-trigger"])?.code != 0);
             usual.exec(&["sh", "-c", "echo x >/tmp/x; ps; kill -0 1"])?.ok()?;
             let free = secured(&pod, "free", |context| {
-                context.apparmor = profile(ProfileType::Unconfined, "")
+                context.apparmor = profile(ProfileType::Unconfined, "");
             })?;
             ensure!(label(&free)? == "unconfined", "{}", label(&free)?);
             let mut config = pod.container_config("none", "true")?;

@@ -4,7 +4,7 @@
 //! add:     configuration -> recorded, durably -> ADD of each plugin -> result cached -> addresses of eth0
 //!             any failure -> DEL of all -> forgotten           DEL fails too -> kept, tried again in the background
 //! delete:  recorded? -> DEL of each, last to first, with the cached result -> forgotten; not recorded: done already
-//! start:   reconcile: DEL of what is recorded of pods that are no more, then GC
+//! start:   reconcile: DEL of what is recorded of pods that are no more, then GC, then CHECK of those that live
 //! ```
 //!
 //! Two pods never wait for each other, two calls for one pod always do; GC has the network for itself (SPEC.md, "Lifecycle
@@ -39,7 +39,7 @@ use self::chain::Chain;
 use self::config::{Network, Seen};
 use self::exec::{Program, Programs};
 use self::network::Answered;
-use self::result::{Attached, Dns};
+use self::result::Attached;
 use self::turns::Turns;
 use self::version::Version;
 use crate::config::Config;
@@ -51,14 +51,14 @@ use crate::proto::{DnsConfig, PortMapping};
 /// The interface of a pod (the kubelet and its plugins expect it).
 const INTERFACE: &str = "eth0";
 
-/// A configuration as it was read, and what was wrong with it.
-type Read = (Seen, std::result::Result<Arc<Network>, String>);
-
 /// The networks of the node.
 #[derive(Debug, Clone)]
 pub(crate) struct Cni {
     node: Arc<Networks>,
 }
+
+/// A configuration as it was read, or what is wrong with it.
+type Loaded = std::result::Result<Arc<Network>, String>;
 
 #[derive(Debug)]
 struct Networks {
@@ -74,7 +74,7 @@ struct Networks {
     /// What is attached, by pod; as the journal has it.
     attachments: Mutex<HashMap<String, Arc<Attachment>>>,
     /// The configuration as it was read, and what the directory looked like.
-    network: Mutex<Option<Read>>,
+    network: Mutex<Option<(Seen, Loaded)>>,
     /// What programs said they speak.
     spoken: Mutex<HashMap<Program, Option<Vec<Version>>>>,
     /// The last answer of STATUS.
@@ -268,7 +268,7 @@ impl Cni {
     /// # Errors
     ///
     /// What a plugin found, or that the pod has no network.
-    pub(crate) async fn check(&self, pod: &str) -> Result<bool> {
+    async fn check(&self, pod: &str) -> Result<bool> {
         let node = &self.node;
         let _turn = node.turns.of(pod).await;
         let attachment = node
@@ -277,7 +277,9 @@ impl Cni {
         let network =
             config::of_text(&attachment.config).map_err(|error| Error::text(Kind::Unknown, error))?;
         let version = attachment.spoken();
-        if version < Version::CHECK || network.disable_check {
+        // The administrator may have disabled it since.
+        let now = node.network().ok().filter(|now| now.name == network.name);
+        if version < Version::CHECK || network.disable_check || now.is_some_and(|now| now.disable_check) {
             return Ok(false);
         }
         let result = node.cache.get(&attachment).ok_or_else(|| {
@@ -302,12 +304,6 @@ impl Cni {
             }),
             Err(error) => serde_json::json!({"error": error.to_string(), "attachments": attached}),
         }
-    }
-
-    /// What plugins said of name servers for a pod.
-    pub(crate) fn name_servers(&self, pod: &str) -> Option<Dns> {
-        let result = self.node.cache.get(&*self.node.attached(pod)?)?;
-        Some(result.dns).filter(|dns| *dns != Dns::default())
     }
 
     /// UpdateRuntimeConfig: the ranges of the node's pods, for plugins that want `ipRanges`. Empty: they are kept.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::config::{self, Network};
 use super::exec::{Environment, Verb};
 use super::version::Version;
-use super::{Networks, locked};
+use super::{Loaded, Networks, locked};
 use crate::error::{Error, Kind, Result};
 use crate::log;
 
@@ -124,7 +124,7 @@ impl Networks {
     }
 }
 
-fn report(loaded: &std::result::Result<Arc<Network>, String>) {
+fn report(loaded: &Loaded) {
     match loaded {
         Ok(network) => log::info(format_args!(
             "network {:?}: CNI {}",

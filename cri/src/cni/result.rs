@@ -85,15 +85,15 @@ pub(super) struct Route {
 /// What a network says of name servers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Dns {
+pub(super) struct Dns {
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) nameservers: Vec<String>,
+    nameservers: Vec<String>,
     #[serde(skip_serializing_if = "String::is_empty")]
-    pub(crate) domain: String,
+    domain: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) search: Vec<String>,
+    search: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) options: Vec<String>,
+    options: Vec<String>,
 }
 
 /// An address and the length of its network: `10.1.0.5/16`.

@@ -230,7 +230,6 @@ async fn from_0_4_on_del_and_check_get_the_last_result_even_after_a_restart() {
     node.write("result", r#"{"interfaces": [{"name": "eth0", "sandbox": "x"}], "ips": [{"address": "fd00::5/64", "interface": 0}], "dns": {"domain": "d"}}"#);
     node.add("abc").await.unwrap();
     node.reopen();
-    assert_eq!(node.cni.name_servers("abc").unwrap().domain, "d");
     assert!(node.cni.check("abc").await.unwrap());
     node.cni.delete("abc").await.unwrap();
     assert_eq!(
@@ -497,7 +496,16 @@ async fn gc_is_told_of_all_that_is_attached_and_not_called_where_it_is_disabled(
     node.calls();
     node.reopen();
     node.cni.reconcile(&HashSet::from(["abc".to_owned()])).await;
-    assert_eq!(node.calls(), ["GC flannel ", "GC portmap "]);
+    // And those that live are looked at.
+    assert_eq!(
+        node.calls(),
+        [
+            "GC flannel ",
+            "GC portmap ",
+            "CHECK flannel abc",
+            "CHECK portmap abc"
+        ]
+    );
     let input = node.input("portmap", "GC");
     assert_eq!(
         input["cni.dev/valid-attachments"],
@@ -506,7 +514,10 @@ async fn gc_is_told_of_all_that_is_attached_and_not_called_where_it_is_disabled(
     assert!(input.get("prevResult").is_none() && input.get("runtimeConfig").is_none());
     node.write(
         "net.d/10-net.conflist",
-        &conflist.replace(r#""plugins""#, r#""disableGC": true, "plugins""#),
+        &conflist.replace(
+            r#""plugins""#,
+            r#""disableGC": true, "disableCheck": true, "plugins""#,
+        ),
     );
     node.reopen();
     node.cni.reconcile(&HashSet::from(["abc".to_owned()])).await;

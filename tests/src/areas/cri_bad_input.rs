@@ -67,10 +67,10 @@ test!(
         with(t, |cri| {
             let invalid = Code::InvalidArgument;
             no_pod(cri, invalid, &["hostname"], |config| {
-                config.hostname = "x".repeat(65)
+                config.hostname = "x".repeat(65);
             })?;
             no_pod(cri, invalid, &["hostname"], |config| {
-                config.hostname = "a/b".into()
+                config.hostname = "a/b".into();
             })?;
             no_pod(cri, invalid, &["log_directory", "relative/path"], |config| {
                 config.log_directory = "relative/path".into();
@@ -109,7 +109,7 @@ test!(
                 namespaces(config).network = NamespaceMode::Container.into();
             })?;
             no_pod(cri, invalid, &["network", "99"], |config| {
-                namespaces(config).network = 99
+                namespaces(config).network = 99;
             })?;
             no_pod(cri, invalid, &["pid", "-3"], |config| namespaces(config).pid = -3)?;
             no_pod(cri, invalid, &["ipc"], |config| {
@@ -410,7 +410,7 @@ test!(
                 config.log_path = "../../../etc/passwd".into();
             })?;
             no_container(&pod, invalid, &["stop_signal", "99"], |config| {
-                config.stop_signal = 99
+                config.stop_signal = 99;
             })
         })
     }

@@ -6,7 +6,6 @@ use anyhow::ensure;
 
 use crate::cri::proto::*;
 use crate::cri::{Client, check, with};
-use crate::registry::Result;
 use crate::test;
 
 /// Sends a call, and goes after so many milliseconds, its answer unread.

@@ -283,7 +283,7 @@ test!(
             let pod = cri.pod()?;
             let script = "trap 'exit 9' USR1; trap '' TERM; echo ready; while :; do sleep 0.05; done";
             let web = pod.run_with("web", script, |config| {
-                config.stop_signal = Signal::Sigusr1.into()
+                config.stop_signal = Signal::Sigusr1.into();
             })?;
             web.logged("ready")?;
             ensure!(
@@ -328,24 +328,24 @@ test!(
                 pod_sandbox_id: one.id.clone(),
                 ..ContainerFilter::default()
             };
-            ensure!(listed(cri, by_pod)? == [web.id.clone()]);
+            ensure!(listed(cri, by_pod)? == std::slice::from_ref(&web.id));
             let by_state = ContainerFilter {
                 state: Some(ContainerStateValue {
                     state: ContainerState::ContainerExited.into(),
                 }),
                 ..ContainerFilter::default()
             };
-            ensure!(listed(cri, by_state)? == [done.id.clone()]);
+            ensure!(listed(cri, by_state)? == std::slice::from_ref(&done.id));
             let by_label = ContainerFilter {
                 label_selector: [("app".to_owned(), "web".to_owned())].into(),
                 ..ContainerFilter::default()
             };
-            ensure!(listed(cri, by_label)? == [web.id.clone()]);
+            ensure!(listed(cri, by_label)? == std::slice::from_ref(&web.id));
             let by_id = ContainerFilter {
                 id: done.id.clone(),
                 ..ContainerFilter::default()
             };
-            ensure!(listed(cri, by_id)? == [done.id.clone()]);
+            ensure!(listed(cri, by_id)? == std::slice::from_ref(&done.id));
             Ok(())
         })
     }

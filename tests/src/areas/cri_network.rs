@@ -470,7 +470,12 @@ test!(
                         }))
                     })
                     .collect::<Result<_>>()?;
-                Result::<_>::Ok(threads.into_iter().map(|thread| thread.join()).collect())
+                Result::<_>::Ok(
+                    threads
+                        .into_iter()
+                        .map(std::thread::ScopedJoinHandle::join)
+                        .collect(),
+                )
             })?;
             for answer in answers {
                 let answer = answer.map_err(|_| anyhow::anyhow!("a thread panicked"))?;

@@ -71,6 +71,8 @@ test!(
         with(t, |cri| {
             let admin = secured(&cri.pod()?, "admin", |context| {
                 context.seccomp = profile(ProfileType::RuntimeDefault, "");
+                // Where there is AppArmor, its default profile denies mounts to everyone.
+                context.apparmor = profile(ProfileType::Unconfined, "");
                 context.capabilities = capabilities(&["SYS_ADMIN"], &[], &[]);
             })?;
             admin.exec(&["mount", "-t", "tmpfs", "x", "/tmp"])?.ok()?;
@@ -89,7 +91,7 @@ test!(
             let pod = cri.pod()?;
             let path = path.display().to_string();
             let web = secured(&pod, "web", |context| {
-                context.seccomp = profile(ProfileType::Localhost, &path)
+                context.seccomp = profile(ProfileType::Localhost, &path);
             })?;
             web.exec(&["mkdir", "/x"])?.fails_with(&["not empty"])?;
             let mut config = pod.container_config("none", "true")?;
@@ -274,7 +276,7 @@ test!(
             ensure!(usual.exec(&["sh", "-c", "echo b >/proc/sysrq-trigger"])?.code != 0);
             usual.exec(&["sh", "-c", "echo x >/tmp/x; ps; kill -0 1"])?.ok()?;
             let free = secured(&pod, "free", |context| {
-                context.apparmor = profile(ProfileType::Unconfined, "")
+                context.apparmor = profile(ProfileType::Unconfined, "");
             })?;
             ensure!(label(&free)? == "unconfined", "{}", label(&free)?);
             let mut config = pod.container_config("none", "true")?;

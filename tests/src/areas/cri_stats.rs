@@ -103,7 +103,7 @@ test!(
                 change(&mut filter, value);
                 listed(cri, Some(filter))
             };
-            ensure!(by(|filter, id| filter.id = id.into(), &db.id[..20])? == [db.id.clone()]);
+            ensure!(by(|filter, id| filter.id = id.into(), &db.id[..20])? == std::slice::from_ref(&db.id));
             ensure!(by(|filter, pod| filter.pod_sandbox_id = pod.into(), &other.id)? == [far.id]);
             let label = |filter: &mut ContainerStatsFilter, value: &str| {
                 filter.label_selector.insert("app".into(), value.into());

@@ -49,10 +49,10 @@ impl Shim {
             drain_milliseconds: milliseconds(exec.drain),
             ..Default::default()
         };
+        // ttrpc tells a peer nothing of a stream that is dropped; it is told of a connection's end.
+        let alone = self.alone().await?;
         let mut stream = self
-            .wait_for(CALL, |context| async {
-                self.own.exec_sync(context, &request).await
-            })
+            .wait_for(CALL, |context| async { alone.exec_sync(context, &request).await })
             .await?;
         let mut output = Output::default();
         loop {

@@ -521,6 +521,7 @@ async fn gc_is_told_of_all_that_is_attached_and_not_called_where_it_is_disabled(
     );
     node.reopen();
     node.cni.reconcile(&HashSet::from(["abc".to_owned()])).await;
+    assert!(!node.cni.check("abc").await.unwrap());
     assert!(node.calls().is_empty());
 }
 

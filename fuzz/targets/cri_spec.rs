@@ -141,24 +141,62 @@ fn check(facts: &spec::Facts, input: &Input, made: &spec::Made) {
     let process = made.spec.process().as_ref().expect("a process");
     let linux = made.spec.linux().as_ref().expect("linux");
     let sets = process.capabilities().as_ref().expect("capabilities");
-    for set in [sets.bounding(), sets.permitted(), sets.effective(), sets.inheritable(), sets.ambient()] {
-        assert!(set.iter().flatten().all(|one| facts.capabilities.contains(one)), "one that we have not");
+    for set in [
+        sets.bounding(),
+        sets.permitted(),
+        sets.effective(),
+        sets.inheritable(),
+        sets.ambient(),
+    ] {
+        assert!(
+            set.iter().flatten().all(|one| facts.capabilities.contains(one)),
+            "one that we have not"
+        );
     }
     assert_ne!(process.user().uid(), u32::MAX);
-    assert!(process.oom_score_adj().is_none_or(|score| (-500..=1000).contains(&score)));
-    assert!(made.cgroup.ends_with("/c1") || made.cgroup.ends_with("/rtc-c1.scope"), "{}", made.cgroup);
-    assert!(!made.cgroup.split('/').any(|part| part == ".."), "{}", made.cgroup);
+    assert!(
+        process
+            .oom_score_adj()
+            .is_none_or(|score| (-500..=1000).contains(&score))
+    );
+    assert!(
+        made.cgroup.ends_with("/c1") || made.cgroup.ends_with("/rtc-c1.scope"),
+        "{}",
+        made.cgroup
+    );
+    assert!(
+        !made.cgroup.split('/').any(|part| part == ".."),
+        "{}",
+        made.cgroup
+    );
     assert!((1..=64).contains(&made.stop_signal));
     let annotations = made.spec.annotations().iter().flatten();
-    assert!(annotations.clone().all(|(key, _)| key.starts_with("io.kubernetes.cri.")));
-    let privileged = input.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    assert!(
+        annotations
+            .clone()
+            .all(|(key, _)| key.starts_with("io.kubernetes.cri."))
+    );
+    let privileged = input
+        .config
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.as_ref());
     let privileged = privileged.is_some_and(|context| context.privileged);
-    let rules = linux.resources().as_ref().and_then(|resources| resources.devices().clone());
-    let all = rules.iter().flatten().any(|rule| rule.allow() && rule.typ().is_none());
+    let rules = linux
+        .resources()
+        .as_ref()
+        .and_then(|resources| resources.devices().clone());
+    let all = rules
+        .iter()
+        .flatten()
+        .any(|rule| rule.allow() && rule.typ().is_none());
     assert_eq!(all, privileged, "all devices are for the privileged");
     for mount in made.spec.mounts().iter().flatten() {
         let destination = mount.destination();
-        assert!(destination.is_absolute() && destination.components().count() > 1, "{destination:?}");
+        assert!(
+            destination.is_absolute() && destination.components().count() > 1,
+            "{destination:?}"
+        );
     }
     let text = serde_json::to_vec(&made.spec).expect("it can be written");
     let again: oci_spec::runtime::Spec = serde_json::from_slice(&text).expect("and read");

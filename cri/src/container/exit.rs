@@ -84,6 +84,21 @@ fn started_at(container: &Container) -> i64 {
     }
 }
 
+/// Ends the containers of a lost shim that were never started: nobody waits for these.
+pub(crate) async fn end_created(node: &Arc<Node>, sandbox: &str, why: &str) {
+    for container in node.containers_of(sandbox) {
+        let _turn = container.turn.lock().await;
+        if container.record().state != State::Created {
+            continue;
+        }
+        lost(node, &container, why).await;
+        let ended = unknown(&container, why.to_owned());
+        if let Err(error) = end(node, &container, ended).await {
+            log::error(format_args!("container {}: its end: {error}", container.id));
+        }
+    }
+}
+
 /// Kills what a lost shim left of a container, and removes it.
 pub(crate) async fn lost(node: &Node, container: &Container, why: &str) {
     let id = &container.id;

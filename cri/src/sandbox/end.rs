@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
 use super::{Sandbox, State, bundle, netns};
+use crate::container;
 use crate::error::{Kind, Result};
 use crate::node::Node;
 use crate::proto::ContainerEventType;
@@ -133,7 +134,10 @@ pub(crate) fn watch(node: &Arc<Node>, sandbox: &Arc<Sandbox>, shim: Arc<Shim>) {
                 "sandbox {}: the init of its processes has ended",
                 sandbox.id
             )),
-            Err(error) => log::warn(format_args!("sandbox {}: {error}", sandbox.id)),
+            Err(error) => {
+                log::warn(format_args!("sandbox {}: {error}", sandbox.id));
+                container::exit::end_created(&node, &sandbox.id, &error.to_string()).await;
+            }
         }
         sandbox.change(|record| record.state = State::Ended);
         if let Err(error) = node.record_sandbox(&sandbox).await {

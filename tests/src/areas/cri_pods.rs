@@ -145,12 +145,12 @@ test!(
                 id: web.id.clone(),
                 ..PodSandboxFilter::default()
             };
-            ensure!(listed(cri, by_id)? == [web.id.clone()]);
+            ensure!(listed(cri, by_id)? == std::slice::from_ref(&web.id));
             let by_label = PodSandboxFilter {
                 label_selector: [("app".to_owned(), "database".to_owned())].into(),
                 ..PodSandboxFilter::default()
             };
-            ensure!(listed(cri, by_label.clone())? == [database.id.clone()]);
+            ensure!(listed(cri, by_label.clone())? == std::slice::from_ref(&database.id));
             let ready = PodSandboxStateValue {
                 state: PodSandboxState::SandboxReady.into(),
             };
@@ -158,7 +158,7 @@ test!(
                 state: Some(ready),
                 ..PodSandboxFilter::default()
             };
-            ensure!(listed(cri, by_state)? == [web.id.clone()]);
+            ensure!(listed(cri, by_state)? == std::slice::from_ref(&web.id));
             let by_both = PodSandboxFilter {
                 state: Some(ready),
                 ..by_label

@@ -71,6 +71,8 @@ test!(
         with(t, |cri| {
             let admin = secured(&cri.pod()?, "admin", |context| {
                 context.seccomp = profile(ProfileType::RuntimeDefault, "");
+                // Where there is AppArmor, its default profile denies mounts to everyone.
+                context.apparmor = profile(ProfileType::Unconfined, "");
                 context.capabilities = capabilities(&["SYS_ADMIN"], &[], &[]);
             })?;
             admin.exec(&["mount", "-t", "tmpfs", "x", "/tmp"])?.ok()?;

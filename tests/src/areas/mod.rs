@@ -34,6 +34,7 @@ mod cri_pull_auth;
 mod cri_pull_hosts;
 mod cri_security;
 mod cri_stats;
+mod cri_systemd;
 mod descriptors;
 mod devices;
 mod exec;

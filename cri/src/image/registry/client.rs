@@ -221,7 +221,7 @@ impl Client {
             && uri
                 .authority()
                 .is_some_and(|authority| authority.as_str() == self.authority)
-            && causes(error).any(<dyn std::error::Error + 'static>::is::<NoTls>)
+            && causes(error).any(<dyn StdError>::is::<NoTls>)
     }
 
     /// The next bytes of an answer; `None` at its end.

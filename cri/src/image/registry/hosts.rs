@@ -263,20 +263,13 @@ fn host(url: Option<&str>, options: Table, directory: &Path) -> Parsed<Host> {
         match key.as_str() {
             "capabilities" => (host.resolve, host.pull) = capabilities(&value).map_err(named)?,
             "ca" => {
-                host.tls.ca = texts(&value)
-                    .map_err(named)?
-                    .iter()
-                    .map(|path| directory.join(path))
-                    .collect();
+                let files = texts(&value).map_err(named)?;
+                host.tls.ca = files.iter().map(|file| directory.join(file)).collect();
             }
             "client" => host.tls.client = pairs(&value, directory).map_err(named)?,
-            "skip_verify" => {
-                host.tls.skip_verify = Some(value.as_bool().ok_or("skip_verify: must be true or false")?);
-            }
+            "skip_verify" => host.tls.skip_verify = Some(truth(&value).map_err(named)?),
             "header" => host.headers = headers(&value).map_err(named)?,
-            "override_path" => {
-                override_path = value.as_bool().ok_or("override_path: must be true or false")?;
-            }
+            "override_path" => override_path = truth(&value).map_err(named)?,
             "dial_timeout" => {
                 let text = value.as_str().ok_or("dial_timeout: must be a text, as \"5s\"")?;
                 host.dial_timeout = duration(text).map_err(named)?;
@@ -342,6 +335,10 @@ fn capabilities(value: &Value) -> Parsed<(bool, bool)> {
     Ok((resolve, pull))
 }
 
+fn truth(value: &Value) -> Parsed<bool> {
+    value.as_bool().ok_or_else(|| "must be true or false".to_owned())
+}
+
 /// A text, or a list of them.
 fn texts(value: &Value) -> Parsed<Vec<String>> {
     let text = |value: &Value| {
@@ -365,13 +362,11 @@ fn pairs(value: &Value, directory: &Path) -> Parsed<Vec<(PathBuf, PathBuf)>> {
     let mut pairs = Vec::with_capacity(list.len());
     for value in &list {
         let files = texts(value)?;
-        match (value, files.as_slice()) {
-            (Value::String(_), [both]) => pairs.push((directory.join(both), directory.join(both))),
-            (Value::Array(_), [certificate, key]) => {
-                pairs.push((directory.join(certificate), directory.join(key)));
-            }
+        pairs.push(match (value, files.as_slice()) {
+            (Value::String(_), [both]) => (directory.join(both), directory.join(both)),
+            (Value::Array(_), [certificate, key]) => (directory.join(certificate), directory.join(key)),
             _ => return Err("must be files, or pairs of a certificate and its key".into()),
-        }
+        });
     }
     Ok(pairs)
 }

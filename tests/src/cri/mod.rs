@@ -28,11 +28,11 @@ use anyhow::{Context, ensure};
 use crate::registry::Result;
 use crate::test::Test;
 
-pub(crate) use client::{check, refused};
+pub(crate) use client::{Client, check, refused};
 pub(crate) use pod::{Container, Pod, namespaces, security};
 pub(crate) use rtc_cri::proto;
 pub(crate) use server::{Cri, Setup};
-pub(crate) use tonic::Code;
+pub(crate) use tonic::{Code, Status};
 
 /// busybox with all applets, as critest's images have it.
 pub(crate) const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-4";

@@ -1,0 +1,112 @@
+//! GetContainerEvents: what happens, told to whoever listens, in order.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+
+use crate::cri::proto::*;
+use crate::cri::{Client, check, with};
+use crate::registry::Result;
+use crate::test;
+
+type Events = tonic::Streaming<ContainerEventResponse>;
+
+fn listen(client: &Client) -> Result<Events> {
+    client.wait(async {
+        let answer = client.runtime().get_container_events(GetEventsRequest {}).await;
+        Ok(check("GetContainerEvents", answer)?.into_inner())
+    })
+}
+
+/// The next event of this container or sandbox.
+fn next(client: &Client, events: &mut Events, id: &str) -> Result<ContainerEventResponse> {
+    client.wait(async {
+        let wait = async {
+            loop {
+                let event = events.message().await?.context("no more events")?;
+                if event.container_id == id {
+                    return Ok(event);
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), wait)
+            .await
+            .context("no event")?
+    })
+}
+
+test!(
+    fn the_life_of_a_container_is_told_in_order(t: &Test) -> Result {
+        with(t, |cri| {
+            let listener = cri.another_client()?;
+            let mut events = listen(&listener)?;
+            let pod = cri.pod()?;
+            let web = pod.run("web", "exit 3")?;
+            let ended = web.ended()?;
+            web.remove()?;
+            for kind in [
+                ContainerEventType::ContainerCreatedEvent,
+                ContainerEventType::ContainerStartedEvent,
+                ContainerEventType::ContainerStoppedEvent,
+                ContainerEventType::ContainerDeletedEvent,
+            ] {
+                let event = next(&listener, &mut events, &web.id)?;
+                ensure!(
+                    event.container_event_type() == kind,
+                    "expected {kind:?}: {event:?}"
+                );
+                ensure!(event.created_at > 0, "{event:?}");
+                let sandbox = event.pod_sandbox_status.context("no status of the sandbox")?;
+                ensure!(sandbox.id == pod.id);
+                if kind == ContainerEventType::ContainerStoppedEvent {
+                    let found = event
+                        .containers_statuses
+                        .iter()
+                        .find(|status| status.id == web.id);
+                    ensure!(
+                        found.is_some_and(|status| status.exit_code == ended.exit_code),
+                        "{found:?}"
+                    );
+                }
+            }
+            Ok(())
+        })
+    }
+);
+
+test!(
+    fn the_life_of_a_pod_is_told_too(t: &Test) -> Result {
+        with(t, |cri| {
+            let listener = cri.another_client()?;
+            let mut events = listen(&listener)?;
+            let pod = cri.pod()?;
+            let created = next(&listener, &mut events, &pod.id)?;
+            ensure!(
+                created.container_event_type() == ContainerEventType::ContainerCreatedEvent,
+                "{created:?}"
+            );
+            pod.stop()?;
+            pod.remove()?;
+            loop {
+                let event = next(&listener, &mut events, &pod.id)?;
+                if event.container_event_type() == ContainerEventType::ContainerDeletedEvent {
+                    return Ok(());
+                }
+            }
+        })
+    }
+);
+
+test!(
+    fn several_listeners_are_told_and_one_that_goes_is_no_harm(t: &Test) -> Result {
+        with(t, |cri| {
+            let (one, other) = (cri.another_client()?, cri.another_client()?);
+            let (mut of_one, of_other) = (listen(&one)?, listen(&other)?);
+            drop(of_other);
+            other.hang_up();
+            let web = cri.pod()?.run("web", "true")?;
+            next(&one, &mut of_one, &web.id)?;
+            Ok(())
+        })
+    }
+);

@@ -1,0 +1,164 @@
+//! A CRI server that ends and comes back: what it ran goes on, what ended meanwhile is told.
+
+use std::fs;
+
+use anyhow::{Context, ensure};
+use nix::sys::signal::Signal;
+
+use crate::cri::proto::*;
+use crate::cri::{Cri, check, with};
+use crate::registry::Result;
+use crate::test;
+use crate::wait::until;
+
+/// Ends the server by this signal, does something meanwhile, and starts it again.
+fn restart(cri: &Cri<'_>, signal: Signal, meanwhile: impl FnOnce() -> Result) -> Result {
+    cri.signal(signal)?;
+    meanwhile()?;
+    cri.start_server()
+}
+
+test!(
+    fn containers_go_on_over_a_restart(t: &Test) -> Result {
+        with(t, |cri| {
+            let pod = cri.pod()?;
+            let web = pod.run("web", "echo $$ >/pid; sleep 1000")?;
+            let created = pod.create(pod.container_config("later", "echo later; sleep 1000")?)?;
+            let (before, ip) = (web.status()?, pod.ip()?);
+            for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+                restart(cri, signal, || Ok(()))?;
+                let after = web.status()?;
+                ensure!(after == before, "{signal}: {after:?} was {before:?}");
+                ensure!(pod.ip()? == ip);
+                web.exec(&["cat", "/pid"])?.ok()?;
+                created.is(ContainerState::ContainerCreated)?;
+            }
+            created.start()?;
+            created.logged("later")?;
+            pod.run("new", "sleep 1000")?.exec(&["true"])?.ok()?;
+            Ok(())
+        })
+    }
+);
+
+test!(
+    fn an_exit_during_the_down_time_is_told_with_its_code(t: &Test) -> Result {
+        with(t, |cri| {
+            let go = t.path("go");
+            fs::create_dir(&go)?;
+            let pod = cri.pod()?;
+            let web = pod.run_with(
+                "web",
+                "while [ ! -e /go/now ]; do sleep 0.05; done; exit 6",
+                |config| {
+                    config.mounts = vec![Mount {
+                        container_path: "/go".into(),
+                        host_path: go.display().to_string(),
+                        ..Mount::default()
+                    }];
+                },
+            )?;
+            let pid = pid_of(&web.full_status()?)?;
+            restart(cri, Signal::SIGKILL, || {
+                fs::write(go.join("now"), "")?;
+                until("the container to end", || {
+                    Ok((!crate::host::process::is_alive(pid)).then_some(()))
+                })
+            })?;
+            let ended = web.ended()?;
+            ensure!(ended.exit_code == 6, "{ended:?}");
+            Ok(())
+        })
+    }
+);
+
+fn pid_of(status: &ContainerStatusResponse) -> Result<i32> {
+    let info = status.info.get("info").context("no info")?;
+    let info: serde_json::Value = serde_json::from_str(info)?;
+    let pid = info["pid"].as_i64().context("no pid")?;
+    Ok(i32::try_from(pid)?)
+}
+
+test!(
+    fn logs_are_whole_over_a_restart(t: &Test) -> Result {
+        with(t, |cri| {
+            let pod = cri.pod()?;
+            let script =
+                "i=0; while [ $i -lt 3000 ]; do echo line-$i; i=$((i+1)); done; echo last; sleep 1000";
+            let web = pod.run("web", script)?;
+            restart(cri, Signal::SIGKILL, || Ok(()))?;
+            let log = web.logged(" last\n")?;
+            for i in [0, 1, 1500, 2999] {
+                ensure!(log.contains(&format!(" line-{i}\n")), "line-{i} is missing");
+            }
+            ensure!(log.lines().count() == 3001, "{} lines", log.lines().count());
+            Ok(())
+        })
+    }
+);
+
+test!(
+    fn what_was_made_before_a_restart_is_stopped_and_removed_after_it(t: &Test) -> Result {
+        with(t, |cri| {
+            let pod = cri.pod()?;
+            let web = pod.run("web", "sleep 1000")?;
+            let done = pod.run("done", "exit 4")?;
+            done.ended()?;
+            let stopped = cri.pod()?;
+            stopped.stop()?;
+            restart(cri, Signal::SIGKILL, || Ok(()))?;
+            ensure!(done.status()?.exit_code == 4, "{:?}", done.status()?);
+            ensure!(stopped.status()?.state() == PodSandboxState::SandboxNotready);
+            web.stop(0)?;
+            web.remove()?;
+            pod.stop()?;
+            pod.remove()?;
+            stopped.remove()
+        })
+    }
+);
+
+test!(
+    fn images_are_there_after_a_restart(t: &Test) -> Result {
+        with(t, |cri| {
+            let image = cri.busybox()?;
+            let list = |cri: &Cri<'_>| check("ListImages", cri.list_images(ListImagesRequest::default()));
+            let before = list(cri)?.images.len();
+            restart(cri, Signal::SIGKILL, || Ok(()))?;
+            ensure!(list(cri)?.images.len() == before, "an image of {image} is gone");
+            cri.pod()?.run("web", "sleep 1000")?.exec(&["true"])?.ok()?;
+            Ok(())
+        })
+    }
+);
+
+test!(
+    fn a_restart_while_pods_are_made_loses_none_and_leaks_none(t: &Test) -> Result {
+        with(t, |cri| {
+            cri.busybox()?;
+            let config = cri.pod_config()?;
+            let other = cri.another_client()?;
+            // Sent, and never answered: the server dies meanwhile.
+            let request = RunPodSandboxRequest {
+                config: Some(config.clone()),
+                runtime_handler: String::new(),
+            };
+            other.wait(async {
+                let mut client = other.runtime();
+                let call = tokio::spawn(async move { client.run_pod_sandbox(request).await });
+                tokio::time::sleep(std::time::Duration::from_millis(40)).await;
+                call.abort();
+            });
+            restart(cri, Signal::SIGKILL, || Ok(()))?;
+            // The kubelet's next try.
+            let id = check("RunPodSandbox", cri.run_pod(&config))?;
+            let request = PodSandboxStatusRequest {
+                pod_sandbox_id: id,
+                verbose: false,
+            };
+            let status = check("PodSandboxStatus", cri.pod_sandbox_status(request))?.status;
+            ensure!(status.is_some_and(|status| status.state() == PodSandboxState::SandboxReady));
+            Ok(())
+        })
+    }
+);

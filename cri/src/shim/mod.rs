@@ -95,24 +95,7 @@ impl Shim {
 
     /// Connects, and asks what it can do.
     async fn connect(address: &str, sandbox: &str) -> Result<Arc<Self>> {
-        let path = address.strip_prefix("unix://").unwrap_or(address);
-        let connecting = tokio::net::UnixStream::connect(Path::new(path));
-        let stream = match tokio::time::timeout(CONNECT, connecting).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
-                return Err(Error::text(
-                    Kind::Unavailable,
-                    format_args!("the shim of sandbox {sandbox} is gone: {path}: {error}"),
-                ));
-            }
-            Err(_) => {
-                return Err(Error::text(
-                    Kind::DeadlineExceeded,
-                    format_args!("the shim of sandbox {sandbox} takes no connection: {path}"),
-                ));
-            }
-        };
-        let client = Client::new(Socket::from(stream));
+        let client = Self::dial(address, sandbox).await?;
         let mut shim = Self {
             address: address.to_owned(),
             id: sandbox.to_owned(),
@@ -133,6 +116,28 @@ impl Shim {
         shim.release = info.release;
         shim.features = info.features;
         Ok(Arc::new(shim))
+    }
+
+    /// A connection to it.
+    async fn dial(address: &str, sandbox: &str) -> Result<Client> {
+        let path = address.strip_prefix("unix://").unwrap_or(address);
+        let connecting = tokio::net::UnixStream::connect(Path::new(path));
+        let stream = match tokio::time::timeout(CONNECT, connecting).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                return Err(Error::text(
+                    Kind::Unavailable,
+                    format_args!("the shim of sandbox {sandbox} is gone: {path}: {error}"),
+                ));
+            }
+            Err(_) => {
+                return Err(Error::text(
+                    Kind::DeadlineExceeded,
+                    format_args!("the shim of sandbox {sandbox} takes no connection: {path}"),
+                ));
+            }
+        };
+        Ok(Client::new(Socket::from(stream)))
     }
 
     /// Its process.

@@ -73,6 +73,8 @@ pub(crate) struct Reply {
 #[derive(Clone, Debug)]
 pub(crate) struct Pushed {
     pub(crate) manifest: String,
+    /// Bytes of the manifest.
+    pub(crate) size: usize,
     pub(crate) config: String,
     pub(crate) layers: Vec<String>,
 }
@@ -316,8 +318,10 @@ impl ImageRegistry {
             "schemaVersion": 2, "mediaType": MANIFEST, "layers": described,
             "config": {"mediaType": CONFIG, "digest": config_digest, "size": config.len()},
         });
+        let manifest = manifest.to_string();
         Pushed {
-            manifest: self.manifest(repository, tag, MANIFEST, manifest.to_string().as_bytes()),
+            manifest: self.manifest(repository, tag, MANIFEST, manifest.as_bytes()),
+            size: manifest.len(),
             config: config_digest,
             layers: digests,
         }

@@ -4,7 +4,7 @@
 //! add:     configuration -> recorded, durably -> ADD of each plugin -> result cached -> addresses of eth0
 //!             any failure -> DEL of all -> forgotten           DEL fails too -> kept, tried again in the background
 //! delete:  recorded? -> DEL of each, last to first, with the cached result -> forgotten; not recorded: done already
-//! start:   reconcile: DEL of what is recorded of pods that are no more, then GC, then CHECK of those that live
+//! start:   reconcile: DEL of what is recorded of pods that are no more, then GC
 //! ```
 //!
 //! Two pods never wait for each other, two calls for one pod always do; GC has the network for itself (SPEC.md, "Lifecycle
@@ -39,7 +39,7 @@ use self::chain::Chain;
 use self::config::{Network, Seen};
 use self::exec::{Program, Programs};
 use self::network::Answered;
-use self::result::Attached;
+use self::result::{Attached, Dns};
 use self::turns::Turns;
 use self::version::Version;
 use crate::config::Config;
@@ -268,7 +268,7 @@ impl Cni {
     /// # Errors
     ///
     /// What a plugin found, or that the pod has no network.
-    async fn check(&self, pod: &str) -> Result<bool> {
+    pub(crate) async fn check(&self, pod: &str) -> Result<bool> {
         let node = &self.node;
         let _turn = node.turns.of(pod).await;
         let attachment = node
@@ -304,6 +304,12 @@ impl Cni {
             }),
             Err(error) => serde_json::json!({"error": error.to_string(), "attachments": attached}),
         }
+    }
+
+    /// What plugins said of name servers for a pod.
+    pub(crate) fn name_servers(&self, pod: &str) -> Option<Dns> {
+        let result = self.node.cache.get(&*self.node.attached(pod)?)?;
+        Some(result.dns).filter(|dns| *dns != Dns::default())
     }
 
     /// UpdateRuntimeConfig: the ranges of the node's pods, for plugins that want `ipRanges`. Empty: they are kept.

@@ -85,7 +85,7 @@ pub(super) struct Route {
 /// What a network says of name servers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct Dns {
+pub(crate) struct Dns {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     nameservers: Vec<String>,
     #[serde(skip_serializing_if = "String::is_empty")]

@@ -9,7 +9,6 @@ use tokio::time::{Instant, sleep};
 
 use super::version::Version;
 use super::{Cni, INTERFACE, Networks, is_namespace, locked};
-use crate::error::Kind;
 use crate::log;
 
 /// GC at start, and then no more often than so.
@@ -64,12 +63,11 @@ impl Cni {
         while tasks.join_next().await.is_some() {}
     }
 
-    /// At start: DEL of all that is attached to pods that are not among `living`, then GC, and CHECK of the others. What is
-    /// to be deleted is decided now, not when the future runs: pods that come later are not meant. After a reboot nothing
-    /// lives.
+    /// At start: DEL of all that is attached to pods that are not among `living`, then GC. What is to be deleted
+    /// is decided now, not when the future runs: pods that come later are not meant. After a reboot nothing lives.
     pub(crate) fn reconcile(&self, living: &HashSet<String>) -> impl Future<Output = ()> + Send + use<> {
-        let all: Vec<String> = locked(&self.node.attachments).keys().cloned().collect();
-        let (alive, dead): (Vec<String>, Vec<String>) = all.into_iter().partition(|pod| living.contains(pod));
+        let mut dead: Vec<String> = locked(&self.node.attachments).keys().cloned().collect();
+        dead.retain(|pod| !living.contains(pod));
         let cni = self.clone();
         async move {
             if !dead.is_empty() {
@@ -80,15 +78,6 @@ impl Cni {
             }
             cni.delete_all(dead).await;
             cni.collect().await;
-            // One after another: nobody waits for it, and nobody can do anything about it but who reads this.
-            for pod in alive {
-                // One that was stopped meanwhile has none.
-                if let Err(error) = cni.check(&pod).await
-                    && error.kind != Kind::NotFound
-                {
-                    log::warn(format_args!("network of pod {pod}: {error}"));
-                }
-            }
         }
     }
 

@@ -104,7 +104,21 @@ async fn info(node: &Node, sandbox: &Sandbox, record: &Record) -> HashMap<String
         "pod": pod,
         "state": record.state,
         "ips": record.addresses.ips,
+        "network": network(node, record).await,
         "config": record.config,
     });
     HashMap::from([("info".to_owned(), info.to_string())])
+}
+
+/// What CNI says of it now: CHECK, and the name servers that the network told of.
+async fn network(node: &Node, record: &Record) -> Option<serde_json::Value> {
+    if record.state != State::Ready || record.netns.is_none() {
+        return None;
+    }
+    let check = match node.cni.check(&record.id).await {
+        Ok(true) => "as it was made".to_owned(),
+        Ok(false) => "not looked at: the network has no CHECK".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Some(json!({ "check": check, "dns": node.cni.name_servers(&record.id) }))
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use oci_spec::runtime::Process;
-use rtc_shim::protocol::{self, exec_sync_response::What};
+use rtc_shim::protocol::{self, ShimClient, exec_sync_response::What};
 
 use super::Shim;
 use crate::error::{Error, Kind, Result};
@@ -33,7 +33,8 @@ pub(crate) struct Output {
 }
 
 impl Shim {
-    /// Runs a process in a container, to its end. Dropped on the way, the shim kills what runs.
+    /// Runs a process in a container, to its end. Dropped on the way, the shim kills what runs: it has a connection of its
+    /// own, since ttrpc tells a server of the end of a connection, and of nothing less.
     ///
     /// # Errors
     ///
@@ -49,10 +50,9 @@ impl Shim {
             drain_milliseconds: milliseconds(exec.drain),
             ..Default::default()
         };
-        // ttrpc tells a peer nothing of a stream that is dropped; it is told of a connection's end.
-        let alone = self.alone().await?;
+        let own = ShimClient::new(Self::dial(&self.address, &self.id).await?);
         let mut stream = self
-            .wait_for(CALL, |context| async { alone.exec_sync(context, &request).await })
+            .wait_for(CALL, |context| async { own.exec_sync(context, &request).await })
             .await?;
         let mut output = Output::default();
         loop {

@@ -95,7 +95,7 @@ impl Shim {
 
     /// Connects, and asks what it can do.
     async fn connect(address: &str, sandbox: &str) -> Result<Arc<Self>> {
-        let client = Client::new(Socket::from(Self::stream(address, sandbox).await?));
+        let client = Self::dial(address, sandbox).await?;
         let mut shim = Self {
             address: address.to_owned(),
             id: sandbox.to_owned(),
@@ -118,26 +118,26 @@ impl Shim {
         Ok(Arc::new(shim))
     }
 
-    /// A connection of its own: with its end, what its one call is about ends too.
-    async fn alone(&self) -> Result<ShimClient> {
-        let stream = Self::stream(&self.address, &self.id).await?;
-        Ok(ShimClient::new(Client::new(Socket::from(stream))))
-    }
-
-    async fn stream(address: &str, sandbox: &str) -> Result<tokio::net::UnixStream> {
+    /// A connection to it.
+    async fn dial(address: &str, sandbox: &str) -> Result<Client> {
         let path = address.strip_prefix("unix://").unwrap_or(address);
         let connecting = tokio::net::UnixStream::connect(Path::new(path));
-        match tokio::time::timeout(CONNECT, connecting).await {
-            Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(error)) => Err(Error::text(
-                Kind::Unavailable,
-                format_args!("the shim of sandbox {sandbox} is gone: {path}: {error}"),
-            )),
-            Err(_) => Err(Error::text(
-                Kind::DeadlineExceeded,
-                format_args!("the shim of sandbox {sandbox} takes no connection: {path}"),
-            )),
-        }
+        let stream = match tokio::time::timeout(CONNECT, connecting).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                return Err(Error::text(
+                    Kind::Unavailable,
+                    format_args!("the shim of sandbox {sandbox} is gone: {path}: {error}"),
+                ));
+            }
+            Err(_) => {
+                return Err(Error::text(
+                    Kind::DeadlineExceeded,
+                    format_args!("the shim of sandbox {sandbox} takes no connection: {path}"),
+                ));
+            }
+        };
+        Ok(Client::new(Socket::from(stream)))
     }
 
     /// Its process.

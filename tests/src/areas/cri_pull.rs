@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::cri::proto::*;
 use crate::cri::{Code, Cri, Setup, check, only_ours, refused};
-use crate::image_registry::{self, CONFIG, INDEX, ImageRegistry, LAYER, MANIFEST, Request};
+use crate::image_registry::{self, CONFIG, INDEX, ImageRegistry, LAYER, MANIFEST, Pushed, Request};
 use crate::registry::Result;
 use crate::test;
 use crate::wait;
@@ -146,8 +146,8 @@ test!(
                 registry.push("app", "amd64", TWO),
                 registry.push("app", "arm64", &[TWO[1]]),
             );
-            let entry = |digest: &str, architecture: &str| {
-                json!({"mediaType": MANIFEST, "digest": digest, "size": 1,
+            let entry = |pushed: &Pushed, architecture: &str| {
+                json!({"mediaType": MANIFEST, "digest": pushed.manifest, "size": pushed.size,
                        "platform": {"os": "linux", "architecture": architecture}})
             };
             let index = |entries: serde_json::Value| {
@@ -155,10 +155,7 @@ test!(
                     .to_string()
                     .into_bytes()
             };
-            let both = index(json!([
-                entry(&other.manifest, "arm64"),
-                entry(&ours.manifest, "amd64")
-            ]));
+            let both = index(json!([entry(&other, "arm64"), entry(&ours, "amd64")]));
             let digest = registry.manifest("app", "both", INDEX, &both);
             ensure!(pull(cri, &registry.name("app:both"))? == ours.config, "the id");
             let images = listed(cri)?;
@@ -167,7 +164,7 @@ test!(
                 images[0].repo_digests == [expected],
                 "the index's digest: {images:?}"
             );
-            let none = index(json!([entry(&other.manifest, "arm64")]));
+            let none = index(json!([entry(&other, "arm64")]));
             registry.manifest("app", "none", INDEX, &none);
             let result = cri.pull_image(request(&registry.name("app:none")));
             refused(result, Code::NotFound, &["linux/amd64", "linux/arm64"])
@@ -384,6 +381,7 @@ test!(
 test!(
     fn names_that_cannot_be_are_refused(t: &Test) -> Result {
         puller().with(t, |cri| {
+            only_ours(t)?;
             for name in [
                 "",
                 "UPPER",

@@ -8,12 +8,14 @@
 //!     rtc-tests child T      the test itself
 //!       rtc ...              the runtime under test, or the shim, to which the test plays containerd (`shim/`),
 //!                            or rtc-cri, to which it plays the kubelet (`cri/`)
+//! rtc-tests bench-cri PODS   the benchmark of CRI servers (hack/bench/cri), with a harness of the tests
 //! rtc-tests payload P        what some tests run inside a container, where busybox has no applet for it
 //! ```
 //!
 //! Tests are in `areas/`, one file per area; `test!` registers them.
 
 mod areas;
+mod bench;
 mod bundle;
 mod container;
 mod containerd;
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["payload", name, rest @ ..] => payload::main(name, rest),
         ["supervise", path] => supervisor::main(path),
+        ["bench-cri", pods] => bench::main(pods),
         ["child", path] => test::main(path),
         _ => options::Options::parse(&words).and_then(|options| runner::main(&options)),
     };

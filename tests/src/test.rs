@@ -134,6 +134,30 @@ pub(crate) fn main(path: &str) -> Result<ExitCode> {
 }
 
 impl Test {
+    /// What a benchmark has in place of a test's: this directory, this cgroup, this CRI server.
+    pub(crate) fn of_benchmark(base: &Path, cgroup: &str, cri_peer: &str) -> Result<Self> {
+        let variable = |name| PathBuf::from(std::env::var_os(name).unwrap_or_default());
+        let test = Self {
+            rtc: variable("RTC"),
+            shim: variable("SHIM"),
+            cri: variable("CRI"),
+            cri_peer: cri_peer.to_owned(),
+            binary_name: String::new(),
+            root: base.join("root"),
+            directory: base.join("t"),
+            unique: cgroup.rsplit('-').next().unwrap_or_default().to_owned(),
+            cgroup: Cgroup {
+                path: cgroup.to_owned(),
+            },
+            base: base.to_owned(),
+            counter: Cell::new(0),
+            to_delete: RefCell::default(),
+            at_end: RefCell::default(),
+        };
+        fs::create_dir_all(&test.directory).context("directory")?;
+        Ok(test)
+    }
+
     /// Ends the test as skipped, if the machine's list allows the reason. Use with `?`.
     pub(crate) fn skip(&self, reason: impl Into<String>) -> Result<()> {
         Err(Skip(reason.into()).into())

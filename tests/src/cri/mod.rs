@@ -19,7 +19,7 @@
 
 mod client;
 mod leaks;
-mod place;
+pub(crate) mod place;
 mod pod;
 mod server;
 

@@ -43,7 +43,9 @@ pub(crate) struct Setup {
     pub(crate) tables: String,
     /// The network's conflist, where `ADDRESSES` is `Cri::addresses`; `None`: there is none.
     pub(crate) network: Option<String>,
-    /// Further arguments of the server.
+    /// The `cgroup.procs` that the server enters; `None`: the test's own.
+    pub(crate) own_cgroup: Option<PathBuf>,
+    /// Variables of the server.
     pub(crate) environment: Vec<(String, String)>,
 }
 
@@ -55,6 +57,7 @@ impl Default for Setup {
             images: String::new(),
             tables: String::new(),
             network: Some(BRIDGE.to_owned()),
+            own_cgroup: None,
             environment: Vec::new(),
         }
     }
@@ -217,15 +220,24 @@ impl<'t> Cri<'t> {
             other => other,
         };
         let mut path = vec![self.peer_file("runc/bin")];
-        let mut command = if version.is_empty() {
+        let program = if version.is_empty() {
             ensure!(
                 self.t.cri.is_absolute(),
                 "no rtc-cri: cargo build --profile server -p rtc-cri, or --cri PATH"
             );
-            Command::new(&self.t.cri)
+            self.t.cri.clone()
         } else {
             path.insert(0, self.peer_file(&format!("{version}/bin")));
-            Command::new(Path::new(&path[0]).join("containerd"))
+            Path::new(&path[0]).join("containerd")
+        };
+        let mut command = match &self.setup.own_cgroup {
+            None => Command::new(program),
+            Some(procs) => {
+                let mut command = Command::new("/bin/busybox");
+                command.args(["sh", "-c", "echo $$ >\"$0\" && exec \"$@\""]);
+                command.arg(procs).arg(program);
+                command
+            }
         };
         path.push("/usr/sbin:/usr/bin:/sbin:/bin".into());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

@@ -4,6 +4,7 @@
 //! too (the pod in the host's network has none). Wall times are medians. Nothing here asserts.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use rtc_cri::proto::*;
 use crate::cri::{Container, Cri, Pod, Setup, check, namespaces, place};
 use crate::host::cgroup::{Cgroup, hierarchy_of};
 use crate::host::{self, process};
+use crate::image_registry::ImageRegistry;
 use crate::leftovers::Belongings;
 use crate::registry::Result;
 use crate::test::Test;
@@ -23,6 +25,8 @@ use crate::wait::until;
 /// Rounds of what is done one at a time.
 const ROUNDS: usize = 15;
 const EXECS: usize = 40;
+/// Images that are pulled.
+const PULLS: usize = 3;
 const CLIENTS: usize = 8;
 /// Pods when the server is killed.
 const SURVIVORS: usize = 20;
@@ -89,6 +93,8 @@ fn measure(tests: &[Test], pods: usize) -> Result<Vec<Column<'_>>> {
     }
     eprintln!("ExecSync");
     exec(&mut columns)?;
+    eprintln!("PullImage");
+    pull(&mut columns)?;
     for column in &mut columns {
         eprintln!("{pods} pods, {}", column.name());
         column.many(pods)?;
@@ -446,6 +452,34 @@ fn exec(columns: &mut [Column<'_>]) -> Result {
         for (wall, cpu) in measured {
             column.add("ExecSync(true), ms", wall);
             column.add("ExecSync(true), CPU ms", cpu);
+        }
+    }
+    Ok(())
+}
+
+/// Images that nobody has seen before, 100 MB each.
+fn pull(columns: &mut [Column<'_>]) -> Result {
+    let registry = ImageRegistry::start()?;
+    let mut random = fs::File::open("/dev/urandom")?;
+    for round in 0..PULLS {
+        let mut layers = Vec::new();
+        for _ in 0..5 {
+            let mut bytes = vec![0; 20 << 20];
+            random.read_exact(&mut bytes)?;
+            layers.push(bytes);
+        }
+        let files: Vec<_> = layers.iter().map(|bytes| [("file", bytes.as_slice())]).collect();
+        let layers: Vec<&[(&str, &[u8])]> = files.iter().map(<[_; 1]>::as_slice).collect();
+        let tag = format!("round-{round}");
+        registry.push("bench", &tag, &layers);
+        for column in &mut *columns {
+            let (began, cpu) = (Instant::now(), column.cpu());
+            column.cri.pull(&registry.name(&format!("bench:{tag}")))?;
+            column.add(
+                "pull of 5 layers of 20 MB, not compressed, ms",
+                milliseconds(began),
+            );
+            column.add("pull of 5 layers of 20 MB, CPU ms", column.cpu() - cpu);
         }
     }
     Ok(())

@@ -6,6 +6,7 @@
 //!             Created, Running ── State ──┬─ created, running ──> so it is; Wait
 //!                                         ├─ stopped ──> Exited, as the shim has kept it
 //!                                         └─ the shim is gone, or does not know it ──> killed; Exited, code 255
+//! what streams have left in its bundle is ended and removed             (streaming/exec.rs)
 //! bundles, upper layers and networks that no record names are removed
 //! ```
 
@@ -22,6 +23,7 @@ use crate::log;
 use crate::node::Node;
 use crate::sandbox;
 use crate::shim::{self, Phase};
+use crate::streaming;
 
 /// Makes the node's memory true again. Nothing in it stops the server: what fails is said.
 pub(crate) async fn recover(node: &Arc<Node>) {
@@ -83,12 +85,14 @@ async fn look(node: &Arc<Node>, container: &Arc<Container>, record: &container::
     match state.phase {
         Phase::Creating | Phase::Created => Ok(()),
         Phase::Running | Phase::Paused => {
+            streaming::exec::end_left(node, &container.id, Some(&shim)).await;
             running(container, state.pid);
             node.record_container(container).await?;
             exit::watch(node, container, shim);
             Ok(())
         }
         Phase::Stopped(ended) => {
+            streaming::exec::end_left(node, &container.id, None).await;
             let ended = exit::exited(container, &shim, ended).await;
             exit::end(node, container, ended).await
         }

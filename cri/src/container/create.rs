@@ -341,11 +341,8 @@ impl Making<'_> {
             })
             .collect();
         let bundle = clean::bundle(self.node, &record.id);
-        let log = record
-            .log_path
-            .as_deref()
-            .map(container_log::uri)
-            .unwrap_or_default();
+        // Where no log is wanted there is one nevertheless: clients attach to it.
+        let log = container_log::uri(record.log_path.as_deref().unwrap_or(Path::new("/dev/null")));
         let stdin = match record.config.stdin {
             true => bundle.join("stdin").to_string_lossy().into_owned(),
             false => String::new(),

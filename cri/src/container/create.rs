@@ -342,7 +342,10 @@ impl Making<'_> {
             .collect();
         let bundle = clean::bundle(self.node, &record.id);
         // Where no log is wanted there is one nevertheless: clients attach to it.
-        let log = container_log::uri(record.log_path.as_deref().unwrap_or(Path::new("/dev/null")));
+        let log = match record.log_path.as_deref() {
+            Some(path) => container_log::uri(path),
+            None => "file:///dev/null".into(),
+        };
         let stdin = match record.config.stdin {
             true => bundle.join("stdin").to_string_lossy().into_owned(),
             false => String::new(),

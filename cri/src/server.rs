@@ -26,10 +26,12 @@ use crate::error::{Error, Kind, Result};
 use crate::log;
 use crate::node::Node;
 use crate::notify::{READY, STOPPING, notify};
+use crate::proto::extension::pulls_server::PullsServer;
 use crate::proto::image_service_server::ImageServiceServer;
 use crate::proto::runtime_service_server::RuntimeServiceServer;
 use crate::service;
 use crate::service::image::Images;
+use crate::service::pulls::Pulls;
 use crate::service::runtime::Runtime;
 
 /// The largest request, in bytes, as the kubelet's limit is for answers.
@@ -62,6 +64,9 @@ pub(crate) async fn serve(node: Arc<Node>, end: impl Future<Output = ()>) -> Res
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX),
     )
+    .add_service(PullsServer::new(Pulls {
+        node: Arc::clone(&node),
+    }))
     .prepare();
     let clients = GracefulShutdown::new();
     notify(READY);

@@ -18,6 +18,7 @@ mod layers;
 pub(crate) mod list;
 mod mend;
 mod merged;
+pub(crate) mod progress;
 pub(crate) mod pull;
 pub(crate) mod pulls;
 pub(crate) mod reference;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use oci_spec::image::{Descriptor, Digest, ImageManifest};
 use tokio::task::JoinSet;
 
+use super::progress::Progress;
 use super::pulls::Key;
 use super::reference::Reference;
 use super::registry::auth::Given;
@@ -43,10 +44,10 @@ pub(crate) async fn pull(node: &Arc<Node>, request: PullImageRequest) -> Result<
         reference: reference.to_string(),
         given: given.clone(),
     };
-    let work = || {
+    let work = |progress| {
         let node = Arc::clone(node);
         async move {
-            let outcome = whole(&node, &reference, given).await;
+            let outcome = whole(&node, &reference, given, &progress).await;
             if let Err(error) = &outcome {
                 log::warn(format_args!("PullImage: {error}"));
             }
@@ -57,7 +58,12 @@ pub(crate) async fn pull(node: &Arc<Node>, request: PullImageRequest) -> Result<
     Ok(PullImageResponse { image_ref })
 }
 
-async fn whole(node: &Arc<Node>, reference: &Reference, given: Given) -> Result<String> {
+async fn whole(
+    node: &Arc<Node>,
+    reference: &Reference,
+    given: Given,
+    progress: &Arc<Progress>,
+) -> Result<String> {
     let begun = Instant::now();
     let config = &node.config.images;
     let stall = Duration::from_secs(config.stall_timeout.get());
@@ -78,9 +84,10 @@ async fn whole(node: &Arc<Node>, reference: &Reference, given: Given) -> Result<
     let configuration = Configuration::parse(&json)?;
     check(reference, &manifest, &configuration)?;
     let wanted = node.images.layers(&configuration.diff_ids)?;
-    let registry = Arc::new(registry);
+    progress.begin(manifest.layers().iter().map(Descriptor::size));
+    let source = Arc::new((registry, Arc::clone(progress)));
     let layers = bring(
-        &registry,
+        &source,
         manifest.layers(),
         wanted,
         config.max_parallel_downloads.get(),
@@ -152,7 +159,7 @@ fn check(reference: &Reference, manifest: &ImageManifest, configuration: &Config
 
 /// All layers, the lowest first and so many at once: each waits in the end for those below it.
 async fn bring(
-    registry: &Arc<Registry>,
+    source: &Arc<(Registry, Arc<Progress>)>,
     descriptors: &[Descriptor],
     wanted: Vec<Wanted>,
     at_once: usize,
@@ -166,9 +173,10 @@ async fn bring(
         while running.len() < at_once
             && let Some((at, (descriptor, wanted))) = waiting.next()
         {
-            let registry = Arc::clone(registry);
+            let source = Arc::clone(source);
             running.spawn(async move {
-                registry.layer(&descriptor, &wanted).await?;
+                let (registry, progress) = &*source;
+                registry.layer(&descriptor, &wanted, progress).await?;
                 Ok::<_, Error>((at, wanted))
             });
         }

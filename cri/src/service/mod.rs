@@ -4,6 +4,7 @@
 //! in a task of its own, to its end (`whole`): the kubelet's next try finds it done, or joins it.
 
 pub(crate) mod image;
+pub(crate) mod pulls;
 pub(crate) mod runtime;
 
 use std::pin::Pin;

@@ -20,6 +20,7 @@ use super::names::Names;
 use super::proxy::Proxies;
 use super::rounds::{Rounds, Step};
 use crate::error::{Error, Kind, Result};
+use crate::image::progress::Progress;
 use crate::image::reference::{Object, Reference};
 use crate::image::{Wanted, Writer};
 use crate::log;
@@ -179,9 +180,15 @@ impl Registry {
     /// # Errors
     ///
     /// As [`Self::resolve`], or the unpacker's.
-    pub(crate) async fn layer(&self, descriptor: &Descriptor, wanted: &Wanted) -> Result<()> {
+    pub(crate) async fn layer(
+        &self,
+        descriptor: &Descriptor,
+        wanted: &Wanted,
+        progress: &Progress,
+    ) -> Result<()> {
         let kind = descriptor.media_type().as_ref();
         let Some(writer) = wanted.begin(kind).await? else {
+            progress.here(descriptor.size(), 0);
             return Ok(());
         };
         let verifier = Verifier::new(descriptor.digest());
@@ -194,6 +201,7 @@ impl Registry {
             source: None,
             mixed: false,
             layer: wanted,
+            progress,
             kind,
             writer: Some(writer),
         };
@@ -209,11 +217,12 @@ impl Registry {
             }
             self.failed_at(&mut rounds, at, failure);
         }
-        match blob.writer {
-            Some(writer) => writer.finish().await,
-            // Another pull brought it meanwhile.
-            None => Ok(()),
+        // Another pull may have brought it meanwhile.
+        if let Some(writer) = blob.writer {
+            writer.finish().await?;
         }
+        progress.here(descriptor.size(), blob.taken);
+        Ok(())
     }
 
     /// Those hosts that may be asked, in their order.
@@ -422,6 +431,7 @@ struct Blob<'a> {
     /// The bytes are from several hosts.
     mixed: bool,
     layer: &'a Wanted,
+    progress: &'a Progress,
     kind: &'a str,
     writer: Option<Writer>,
 }
@@ -450,6 +460,7 @@ impl Blob<'_> {
         };
         // The unpacker has wrong bytes: another host has to begin at the beginning.
         let mixed = std::mem::take(&mut self.mixed);
+        self.progress.lost(self.taken);
         self.taken = 0;
         self.writer = None;
         self.writer = self.layer.begin(self.kind).await?;
@@ -500,6 +511,7 @@ impl Blob<'_> {
             writer.write(bytes).await?;
         }
         self.taken += bytes.len() as u64;
+        self.progress.came(bytes.len() as u64);
         Ok(())
     }
 }

@@ -87,6 +87,15 @@ impl Given {
         Ok(given)
     }
 
+    /// Whether credentials of a pull that name no server go to a host.
+    pub(crate) fn would_go(registry: &str, host: &Host) -> bool {
+        let some = Self {
+            credentials: Credentials::Registry(String::new()),
+            server: None,
+        };
+        some.of(registry, host) != Credentials::None
+    }
+
     /// What a host gets of them.
     pub(super) fn of(&self, registry: &str, host: &Host) -> Credentials {
         let theirs = match self.server.as_deref() {

@@ -56,16 +56,24 @@ impl Registry {
         reference: &Reference,
         certs_dir: &Path,
         given: Given,
+        proxies: Proxies,
         stall: Duration,
     ) -> Result<Self> {
         let (reference, certs_dir) = (reference.clone(), certs_dir.to_owned());
-        let made = tokio::task::spawn_blocking(move || Self::make(reference, &certs_dir, &given, stall));
+        let make = move || Self::make(reference, &certs_dir, &given, proxies, stall);
+        let made = tokio::task::spawn_blocking(make);
         made.await.map_err(|error| Error::new(Kind::Unknown, error))?
     }
 
-    fn make(reference: Reference, certs_dir: &Path, given: &Given, stall: Duration) -> Result<Self> {
+    fn make(
+        reference: Reference,
+        certs_dir: &Path,
+        given: &Given,
+        proxies: Proxies,
+        stall: Duration,
+    ) -> Result<Self> {
         let names = Names::new()?;
-        let proxies = Arc::new(Proxies::of_environment());
+        let proxies = Arc::new(proxies);
         let mut served = Vec::new();
         for host in hosts::of(certs_dir, &reference.domain)? {
             let client = Client::new(&host, &names, &proxies, stall)
@@ -110,6 +118,22 @@ impl Registry {
                 Err(failure) => self.failed_at(&mut rounds, at, failure),
             }
         }
+    }
+
+    /// What each host says to the reference: the digest it stands for there, or why not. None is asked twice.
+    pub(crate) async fn probe(&self) -> Vec<String> {
+        let (Object::Tag(object) | Object::Digest(object)) = &self.reference.object;
+        let path = format!("manifests/{object}");
+        let mut answers = Vec::with_capacity(self.hosts.len());
+        for served in &self.hosts {
+            let answer = self.resolve_at(served, &path, None, false).await;
+            let base = served.client.base();
+            answers.push(match answer {
+                Ok(resolved) => format!("{base}: has it: {}", resolved.digest),
+                Err(failure) => format!("{base}: {failure}"),
+            });
+        }
+        answers
     }
 
     async fn resolve_at(
@@ -323,12 +347,7 @@ impl Served {
             self.host.path,
             reference.path
         );
-        // A mirror is told whose image it is (containerd's, and CRI-O's).
-        let namespace = if self.host.upstream && !self.is_stranger(reference) {
-            String::new()
-        } else {
-            format!("?ns={}", reference.domain)
-        };
+        let namespace = namespace(&self.host, reference);
         let mut ask = Ask::new(method, parse_uri(&format!("{address}{namespace}"))?);
         if path.starts_with("manifests/") {
             ask = ask.header(ACCEPT, HeaderValue::from_static(manifest::ACCEPT));
@@ -371,14 +390,28 @@ impl Served {
         digest::verify(digest, &content)?;
         Ok(content)
     }
+}
 
-    /// The registry itself, but under an address that is not its name's.
-    fn is_stranger(&self, reference: &Reference) -> bool {
-        let known = match reference.domain.as_str() {
-            "docker.io" => "registry-1.docker.io",
-            domain => domain,
-        };
-        !self.host.authority.eq_ignore_ascii_case(known)
+/// Where a host is asked for what the reference stands for.
+pub(crate) fn address(host: &Host, reference: &Reference) -> String {
+    let (Object::Tag(object) | Object::Digest(object)) = &reference.object;
+    let (base, repository) = (host.name() + &host.path, &reference.path);
+    format!(
+        "{base}/{repository}/manifests/{object}{}",
+        namespace(host, reference)
+    )
+}
+
+/// A host that is not the registry by its own name is told whose image it is (containerd's, and CRI-O's).
+fn namespace(host: &Host, reference: &Reference) -> String {
+    let known = match reference.domain.as_str() {
+        "docker.io" => "registry-1.docker.io",
+        domain => domain,
+    };
+    if host.upstream && host.authority.eq_ignore_ascii_case(known) {
+        String::new()
+    } else {
+        format!("?ns={}", reference.domain)
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 
+use super::tls;
 use crate::error::{Error, Kind, Result};
 use crate::log;
 
@@ -71,6 +72,13 @@ impl Host {
             "https"
         };
         format!("{scheme}://{}", self.authority)
+    }
+
+    /// Why its TLS can't be set up: a file that is not what it must be. It reads them.
+    pub(crate) fn unusable(&self) -> Option<anyhow::Error> {
+        (self.scheme != Scheme::Http)
+            .then(|| tls::configuration(&self.tls).err())
+            .flatten()
     }
 
     fn new() -> Self {
@@ -132,14 +140,13 @@ fn wrong(path: &Path, why: impl std::fmt::Display) -> Error {
     )
 }
 
-/// The first that is there.
-fn directory(certs_dir: &Path, registry: &str) -> Result<Option<PathBuf>> {
-    let mut names = vec![registry.to_owned(), "_default".to_owned()];
-    if let Some((host, port)) = registry.rsplit_once(':') {
-        names.insert(0, format!("{host}_{port}_"));
-    }
-    for name in names {
-        let path = certs_dir.join(name);
+/// The first of [`places`] that is there.
+///
+/// # Errors
+///
+/// One that can't be looked at.
+pub(crate) fn directory(certs_dir: &Path, registry: &str) -> Result<Option<PathBuf>> {
+    for path in places(certs_dir, registry) {
         match path.try_exists() {
             Ok(true) => return Ok(Some(path)),
             Ok(false) => {}
@@ -147,6 +154,15 @@ fn directory(certs_dir: &Path, registry: &str) -> Result<Option<PathBuf>> {
         }
     }
     Ok(None)
+}
+
+/// Where a registry's directory is looked for, in this order.
+pub(crate) fn places(certs_dir: &Path, registry: &str) -> Vec<PathBuf> {
+    let mut names = vec![registry.to_owned(), "_default".to_owned()];
+    if let Some((host, port)) = registry.rsplit_once(':') {
+        names.insert(0, format!("{host}_{port}_"));
+    }
+    names.into_iter().map(|name| certs_dir.join(name)).collect()
 }
 
 /// The registry itself, where no file says otherwise.

@@ -17,10 +17,10 @@ mod client;
 mod connect;
 pub(super) mod digest;
 pub(super) mod fetch;
-mod hosts;
+pub(super) mod hosts;
 pub(super) mod manifest;
 mod names;
-mod proxy;
+pub(crate) mod proxy;
 mod rounds;
 mod tls;
 

@@ -13,6 +13,7 @@
 
 mod arguments;
 mod connection;
+mod explain;
 mod image;
 mod terminal;
 
@@ -36,6 +37,7 @@ pub(crate) const USAGE: &str = "\
   rtc-cri pod exec [-it] POD -- CMD a command in a container
   rtc-cri pod rm POD...             stops and removes pods
   rtc-cri image pull IMAGE          also: image ls, image rm IMAGE...
+  rtc-cri image explain IMAGE       which hosts a pull would ask, and how
 ";
 
 /// A verb: its words, options and help.
@@ -50,7 +52,7 @@ struct Verb {
 }
 
 /// All of them, in the order of the help.
-const VERBS: &[Verb] = &[image::PULL, image::LS, image::RM];
+const VERBS: &[Verb] = &[image::PULL, image::LS, image::RM, explain::EXPLAIN];
 
 /// Options that stand before the object: `rtc-cri --socket PATH pod ls`.
 #[derive(Debug, Default)]
@@ -93,6 +95,9 @@ fn dispatch(before: Before, words: Vec<String>) -> Result<ExitCode> {
         print!("{}", verb.help());
         return Ok(ExitCode::SUCCESS);
     }
+    if verb.name == explain::EXPLAIN.name {
+        return explain::run(&before, &arguments).map_err(|error| usage_of(verb, error));
+    }
     let socket = socket(&before, &arguments)?;
     let tokio = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -122,10 +127,14 @@ fn socket(before: &Before, arguments: &Arguments) -> Result<PathBuf> {
             },
         );
     }
+    Ok(configuration(before, arguments)?.socket)
+}
+
+fn configuration(before: &Before, arguments: &Arguments) -> Result<Config> {
     let given = arguments.path("config").or_else(|| before.config.clone());
     let required = given.is_some();
     let config = Config::read(&given.unwrap_or_else(|| config::PATH.into()), required);
-    Ok(config.map_err(|error| anyhow::anyhow!("{error}"))?.socket)
+    config.map_err(|error| anyhow::anyhow!("{error}"))
 }
 
 /// A wrong command line is told where help is.

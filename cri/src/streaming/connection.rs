@@ -38,7 +38,7 @@ pub(super) async fn serve<S>(
             let verb = async |remote| attach::serve(node, &request, remote).await;
             command(verb, wanted, upgrade, stream, gone).await;
         }
-        Asked::PortForward { target, .. } => forward(node, target, upgrade, stream, gone).await,
+        Asked::PortForward(target) => forward(node, target, upgrade, stream, gone).await,
     }
 }
 

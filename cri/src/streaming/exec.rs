@@ -7,7 +7,6 @@
 //! ```
 
 use std::convert::Infallible;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -204,28 +203,29 @@ async fn delete(shim: &Shim, container: &str, exec_id: &str) {
     }
 }
 
-/// Ends what an earlier rtc-cri that was killed has left of streams: nobody reads what they write.
-pub(crate) async fn end_left(node: &Node, container: &str, shim: Option<&Shim>) {
-    let bundle = clean::bundle(node, container);
-    let Ok(mut entries) = tokio::fs::read_dir(&bundle).await else {
+/// Ends what an earlier rtc-cri that was killed has left of streams: nobody reads what they write. What is ended is seen at
+/// once, and ended in the background.
+pub(crate) fn end_left(node: &Node, container: &str, shim: &Arc<Shim>) {
+    let Ok(entries) = std::fs::read_dir(clean::bundle(node, container)) else {
         return;
     };
-    while let Ok(Some(entry)) = entries.next_entry().await {
+    for entry in entries.flatten() {
         let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
-        if name.starts_with(PREFIX) {
-            if let Some(shim) = shim {
-                end(shim, container, name).await;
-            }
-        } else if !name.starts_with(super::attach::PREFIX) {
+        let Some(name) = name.to_str().map(str::to_owned) else {
+            continue;
+        };
+        let runs = name.starts_with(PREFIX);
+        if !runs && !name.starts_with(super::attach::PREFIX) {
             continue;
         }
-        remove(&entry.path()).await;
-    }
-}
-
-async fn remove(directory: &Path) {
-    if let Err(error) = tokio::fs::remove_dir_all(directory).await {
-        log::warn(format_args!("{}: {error}", directory.display()));
+        let (shim, container) = (Arc::clone(shim), container.to_owned());
+        tokio::spawn(async move {
+            if runs {
+                end(&shim, &container, &name).await;
+            }
+            if let Err(error) = tokio::fs::remove_dir_all(entry.path()).await {
+                log::warn(format_args!("{}: {error}", entry.path().display()));
+            }
+        });
     }
 }

@@ -45,11 +45,7 @@ use crate::proto::*;
 enum Asked {
     Exec(ExecRequest),
     Attach(AttachRequest),
-    PortForward {
-        target: port_forward::Target,
-        /// For a framing whose streams name none.
-        ports: Vec<u16>,
-    },
+    PortForward(port_forward::Target),
 }
 
 /// The first part of a URL's path.
@@ -81,7 +77,7 @@ impl Asked {
         match self {
             Self::Exec(_) => Verb::Exec,
             Self::Attach(_) => Verb::Attach,
-            Self::PortForward { .. } => Verb::PortForward,
+            Self::PortForward(_) => Verb::PortForward,
         }
     }
 
@@ -128,16 +124,7 @@ pub(crate) async fn port_forward(
     request: PortForwardRequest,
 ) -> Result<PortForwardResponse> {
     let target = port_forward::check(node, &request)?;
-    let asked = Asked::PortForward {
-        target,
-        // They were checked.
-        ports: request
-            .port
-            .iter()
-            .filter_map(|port| u16::try_from(*port).ok())
-            .collect(),
-    };
-    let url = asked.url(node)?;
+    let url = Asked::PortForward(target).url(node)?;
     Ok(PortForwardResponse { url })
 }
 

@@ -156,11 +156,11 @@ impl Upgrade {
     ///
     /// The answer to a client that needs some, and has none or too many.
     pub(super) fn adopt(&mut self, asked: &Asked) -> Result<(), Refused> {
-        let (Self::WebSocket { ports, .. }, Asked::PortForward { ports: named, .. }) = (self, asked) else {
+        let (Self::WebSocket { ports, .. }, Asked::PortForward(target)) = (self, asked) else {
             return Ok(());
         };
         if ports.is_empty() {
-            ports.clone_from(named);
+            ports.clone_from(&target.ports);
         }
         match ports.len() {
             1..=websocket::PORTS_MAX => Ok(()),

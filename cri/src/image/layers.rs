@@ -21,7 +21,7 @@ use super::removal;
 use crate::log;
 
 /// A layer that is here.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) number: u32,
     pub(super) chain: String,
@@ -99,6 +99,24 @@ impl Layers {
             here: watch::Sender::new(true),
         });
         slot.uses += 1;
+    }
+
+    /// Uses those of a container that was there at the start. A layer that no image names any more is one for this only: nothing
+    /// is known of it but its number.
+    pub(super) fn adopt(&self, numbers: &[u32]) {
+        let mut table = self.table();
+        for number in numbers {
+            table.last = table.last.max(*number);
+            let slot = table.slots.entry(*number).or_insert_with(|| Slot {
+                record: Record {
+                    number: *number,
+                    ..Record::default()
+                },
+                uses: 0,
+                here: watch::Sender::new(true),
+            });
+            slot.uses += 1;
+        }
     }
 
     /// Asks for a layer: it is here, or on its way, or the caller's to bring.

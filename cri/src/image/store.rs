@@ -137,7 +137,7 @@ impl Images {
     /// Removes, in the background, the layers that nobody knows: of pulls that a server did not end.
     fn remove_left(&self) {
         for number in numbers(&self.root.join("layers")).unwrap_or_default() {
-            if !self.layers.knows(number) && !self.snapshots.uses(number) {
+            if !self.layers.knows(number) {
                 layers::remove_later(self.root.join("layers").join(number.to_string()));
             }
         }

@@ -9,6 +9,8 @@
 //! stream.rs     one stream of either
 //! ```
 
+mod port_forward;
+mod spdy;
 mod stream;
 
 use std::sync::Arc;

@@ -6,9 +6,11 @@ use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
 
 use crate::cri::proto::*;
-use crate::cri::{Cri, check, with};
+use crate::cri::{Cri, Pod, check, only_ours, with};
+use crate::fuse::Hanging;
 use crate::registry::Result;
 use crate::test;
+use crate::test::{Skip, Test};
 use crate::wait::until;
 
 /// Ends the server by this signal, does something meanwhile, and starts it again.
@@ -158,6 +160,59 @@ test!(
             };
             let status = check("PodSandboxStatus", cri.pod_sandbox_status(request))?.status;
             ensure!(status.is_some_and(|status| status.state() == PodSandboxState::SandboxReady));
+            Ok(())
+        })
+    }
+);
+
+/// A file system that hangs.
+fn hanging(t: &Test) -> Result<Hanging> {
+    Hanging::mount(t.path("hanging"))?.ok_or_else(|| Skip::because("no FUSE"))
+}
+
+/// A container that can't be made before a file system answers: what is to be mounted has its place there.
+fn that_hangs_in_its_shim(pod: &Pod<'_, '_>, hang: &Hanging) -> Result<CreateContainerRequest> {
+    let mut config = pod.container_config("stuck", "sleep 1000")?;
+    config.mounts = [(hang.path.as_path(), "/data"), ("/tmp".as_ref(), "/data/hang")]
+        .map(|(host, container)| Mount {
+            container_path: container.into(),
+            host_path: host.display().to_string(),
+            ..Mount::default()
+        })
+        .to_vec();
+    Ok(pod.creation(config))
+}
+
+test!(
+    fn a_create_that_hangs_holds_up_no_restart(t: &Test) -> Result {
+        only_ours(t)?;
+        with(t, |cri| {
+            let pod = cri.pod()?;
+            let web = pod.run("web", "sleep 1000")?;
+            let mut hang = hanging(t)?;
+            let request = that_hangs_in_its_shim(&pod, &hang)?;
+            let other = cri.another_client()?;
+            let mut client = other.runtime();
+            other.wait(async {
+                let call = tokio::spawn(async move { client.create_container(request).await });
+                while !hang.holds_somebody() && !call.is_finished() {
+                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                }
+                call.abort();
+            });
+            ensure!(hang.holds_somebody(), "it does not hang");
+            other.hang_up();
+            // The shim waits for what hangs until it may delete it, and rtc-cri for the shim.
+            restart(cri, Signal::SIGKILL, || Ok(()))?;
+            web.exec(&["true"])?.ok()?;
+            ensure!(cri.containers()? == [web.id.clone()], "{:?}", cri.containers()?);
+            pod.run("other", "sleep 1000")?.exec(&["true"])?.ok()?;
+            hang.end();
+            // The same name again: it waits until nothing is left of the first.
+            let config = pod.container_config("stuck", "sleep 1000")?;
+            let again = pod.create(config)?;
+            again.start()?;
+            again.exec(&["true"])?.ok()?;
             Ok(())
         })
     }

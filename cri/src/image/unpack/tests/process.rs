@@ -218,6 +218,34 @@ async fn layers_are_shared_and_go_with_the_last_who_uses_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_container_keeps_all_its_layers_after_a_restart_when_one_is_in_no_image_any_more() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let images = open(&place);
+    let base = Archive::new().file("a", "base");
+    let second = |text| [base.clone(), Archive::new().file("b", text)];
+    let first = pull(&images, "one", &second("1")).await.unwrap();
+    let other = pull(&images, "two", &second("2")).await.unwrap();
+    images.prepare("c1", &first, None).await.unwrap();
+    images.forget(&first.id).await.unwrap();
+    drop(images);
+    let images = open(&place);
+    images.forget(&other.id).await.unwrap();
+    eventually("the other image's own layer goes", || !other.layers[1].exists()).await;
+    // Whatever else was to be removed came first.
+    images.keep_only(&["c1".to_owned()]).await;
+    assert!(first.layers.iter().all(|layer| layer.is_dir()), "c1 runs on them");
+    // Nobody knows any more what is in that layer.
+    let again = pull(&images, "one", &second("1")).await.unwrap();
+    assert_ne!(again.layers[1], first.layers[1]);
+    images.discard("c1").await.unwrap();
+    eventually("its layer goes with c1", || !first.layers[1].exists()).await;
+    assert!(again.layers.iter().all(|layer| layer.is_dir()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bad_layer_is_an_error_and_nothing_is_left() {
     if !is_root() {
         return;

@@ -91,7 +91,6 @@ impl Layers {
     /// One that was recorded, with a use more.
     pub(super) fn restore(&self, record: &Record) {
         let mut table = self.table();
-        table.last = table.last.max(record.number);
         table.numbers.insert(record.chain.clone(), record.number);
         let slot = table.slots.entry(record.number).or_insert_with(|| Slot {
             record: record.clone(),

@@ -97,10 +97,11 @@ impl Images {
                 .with_context(|| format!("root: mkdir {}", path.display()))?;
         }
         let (journal, records) = Journal::open(&root.join("images.journal"), Durability::Durable)?;
-        let layers = Arc::new(Layers::new(
-            root.join("layers"),
-            last_number(&root.join("layers"))?,
-        ));
+        // Of an image that lost a layer too: its record stays, and would name whatever has the number next.
+        let recorded = records.values().flat_map(|record: &Record| &record.layers);
+        let numbers = numbers(&root.join("layers"))?.into_iter();
+        let last = numbers.chain(recorded.map(|layer| layer.number)).max();
+        let layers = Arc::new(Layers::new(root.join("layers"), last.unwrap_or(0)));
         let images = Self {
             root: root.clone(),
             snapshots: Snapshots::open(root)?,
@@ -402,10 +403,6 @@ fn numbers(directory: &Path) -> Result<Vec<u32>> {
     Ok(entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect())
-}
-
-fn last_number(directory: &Path) -> Result<u32> {
-    Ok(numbers(directory)?.into_iter().max().unwrap_or(0))
 }
 
 /// Whether a name is what a glob says: `*` is any text, `?` any character.

@@ -246,6 +246,29 @@ async fn a_container_keeps_all_its_layers_after_a_restart_when_one_is_in_no_imag
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_number_of_a_layer_that_was_lost_is_not_given_to_another() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let images = open(&place);
+    let lost = pull(&images, "a", &[Archive::new().file("a", "a")])
+        .await
+        .unwrap();
+    drop(images);
+    std::fs::remove_dir_all(lost.layers[0].parent().unwrap()).unwrap();
+    let images = open(&place);
+    assert!(images.all().is_empty());
+    let other = pull(&images, "b", &[Archive::new().file("b", "b")])
+        .await
+        .unwrap();
+    assert_ne!(other.layers, lost.layers);
+    drop(images);
+    let ids: Vec<String> = open(&place).all().iter().map(|image| image.id.clone()).collect();
+    assert_eq!(ids, [other.id.clone()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bad_layer_is_an_error_and_nothing_is_left() {
     if !is_root() {
         return;

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use super::layers::{self, Layers, chains};
+use super::layers::{self, Layers};
 use super::reference::Object;
 use super::snapshot::Snapshots;
 use super::{Configuration, Image, Pulled, Untrusted, Wanted, configuration, merged};
@@ -232,11 +232,7 @@ impl Images {
                 "rootfs.diff_ids: {wrong:?}: is no sha256 digest"
             )));
         }
-        let chains = chains(diff_ids);
-        let wanted = diff_ids.iter().enumerate();
-        Ok(wanted
-            .map(|(at, diff_id)| Wanted::new(&self.layers, &chains[..=at], diff_id))
-            .collect())
+        Ok(Wanted::all(&self.layers, diff_ids))
     }
 
     /// Makes a pulled image one of the node's: all its layers were finished. Durable when it returns. One that is here gets

@@ -37,7 +37,7 @@ fn config(place: &Place) -> Config {
     }
 }
 
-/// As a pull does it; the uppermost layer first, which then waits for those below.
+/// As a pull does it; the uppermost layer is finished first, and waits for those below.
 async fn pull(images: &Images, name: &str, layers: &[Archive]) -> Result<Arc<Image>> {
     let diff_ids: Vec<String> = layers.iter().map(Archive::diff_id).collect();
     pull_as(images, name, layers, &diff_ids).await
@@ -266,6 +266,69 @@ async fn the_number_of_a_layer_that_was_lost_is_not_given_to_another() {
     drop(images);
     let ids: Vec<String> = open(&place).all().iter().map(|image| image.id.clone()).collect();
     assert_eq!(ids, [other.id.clone()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_stands_still_does_not_stop_another_one() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let images = open(&place);
+    let layers: Vec<Archive> = ["a", "b", "c"].map(|name| Archive::new().file(name, name)).into();
+    let diff_ids: Vec<String> = layers.iter().map(Archive::diff_id).collect();
+    // It has begun with all; the second layer it has whole.
+    let hostile = images.layers(&diff_ids).unwrap();
+    let mut writers = Vec::new();
+    for (wanted, layer) in hostile.iter().zip(&layers) {
+        let mut writer = wanted.begin(GZIP).await.unwrap().unwrap();
+        writer.write(&layer.gzip()[..20]).await.unwrap();
+        writers.push(writer);
+    }
+    let mut second = writers.remove(1);
+    second.write(&layers[1].gzip()[20..]).await.unwrap();
+    let second = tokio::spawn(second.finish());
+    let begun = std::time::Instant::now();
+    let image = pull(&images, "a", &layers).await.unwrap();
+    assert!(
+        begun.elapsed().as_secs() < 5,
+        "one wait for all: {:?}",
+        begun.elapsed()
+    );
+    // It comes to its end all the same, and has the layers of who was first.
+    writers[0].write(&layers[0].gzip()[20..]).await.unwrap();
+    writers.remove(0).finish().await.unwrap();
+    second.await.unwrap().unwrap();
+    let number = |at: usize| super::super::super::layers::Layers::number(&image.layers[at]);
+    assert_eq!((hostile[0].number(), hostile[1].number()), (number(0), number(1)));
+    drop((writers, hostile));
+    eventually("nothing else is left", || layers_on_disk(&place) == 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_goes_on_where_another_one_was_given_up() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let images = open(&place);
+    let layers = [Archive::new().file("a", "a"), Archive::new().file("b", "b")];
+    let diff_ids: Vec<String> = layers.iter().map(Archive::diff_id).collect();
+    let other = images.layers(&diff_ids).unwrap();
+    let mut lower = other[0].begin(GZIP).await.unwrap().unwrap();
+    lower.write(&layers[0].gzip()[..20]).await.unwrap();
+    let wanted = images.layers(&diff_ids).unwrap();
+    let mut upper = wanted[1].begin(GZIP).await.unwrap().unwrap();
+    upper.write(&layers[1].gzip()).await.unwrap();
+    let upper = tokio::spawn(upper.finish());
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    // The upper one waits for this pull's own.
+    drop((lower, other));
+    let mut lower = wanted[0].begin(GZIP).await.unwrap().unwrap();
+    lower.write(&layers[0].gzip()).await.unwrap();
+    lower.finish().await.unwrap();
+    upper.await.unwrap().unwrap();
+    assert!(wanted.iter().all(|wanted| wanted.number().is_some()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -288,13 +288,12 @@ impl Writer {
             below.extend(held.as_ref().map(Use::path));
         }
         let (bytes, inodes) = (summary.bytes, summary.inodes);
-        let copied = self.mend(below, summary).await?;
-        self.held
-            .send_replace(Some(self.claim.complete(bytes + copied, inodes)));
+        self.mend(below, summary).await?;
+        self.held.send_replace(Some(self.claim.complete(bytes, inodes)));
         Ok(())
     }
 
-    async fn mend(&self, below: Vec<PathBuf>, summary: Summary) -> Result<u64> {
+    async fn mend(&self, below: Vec<PathBuf>, summary: Summary) -> Result<()> {
         let path = self.claim.path();
         let mended = tokio::task::spawn_blocking(move || mend::mend(&path, &below, &summary));
         let mended = mended.await.context("mend a layer")?;

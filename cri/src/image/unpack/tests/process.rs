@@ -122,6 +122,7 @@ async fn a_layer_is_mended_by_what_is_below_it() {
         .directory("etc", 0o700)
         .file("etc/passwd", "root:x:0:0\n")
         .file("etc/group", "root:x:0:\n")
+        .symlink("etc/alias", "passwd")
         .file("gone/a", "a")
         .file("opaque/a", "a")
         .entry(
@@ -137,7 +138,11 @@ async fn a_layer_is_mended_by_what_is_below_it() {
         .file(".wh.gone", "")
         .file("opaque/.wh..wh..opq", "")
         .file("opaque/b", "b")
+        .link("bin/same", "bin/none")
         .link("bin/same", "bin/tool")
+        .link("bin/other", "bin/tool")
+        .link("bin/third", "bin/other")
+        .link("etc/link", "etc/alias")
         .symlink("passwd", "/etc/../../etc/passwd")
         .symlink("secret", "../../../../../../secret");
     let image = pull(&images, "a", &[base, top]).await.unwrap();
@@ -157,6 +162,14 @@ async fn a_layer_is_mended_by_what_is_below_it() {
         b"y"
     );
     assert_eq!(at("bin/same").mode() & 0o7777, 0o4755);
+    // One file, and nothing was copied.
+    let tool = metadata(&image.layers[0].join("bin/tool"));
+    assert_eq!((tool.ino(), tool.nlink()), (at("bin/same").ino(), 4));
+    assert_eq!(at("bin/other").ino(), tool.ino());
+    assert_eq!(
+        std::fs::read_link(upper.join("etc/link")).unwrap(),
+        Path::new("passwd")
+    );
     let read = async |path: &str| images.read_file(&image, Path::new(path), 100).await.unwrap();
     assert_eq!(read("/etc/passwd").await.unwrap(), b"root:x:0:0\n");
     assert_eq!(read("passwd").await.unwrap(), b"root:x:0:0\n");

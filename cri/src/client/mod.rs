@@ -13,6 +13,7 @@
 
 mod arguments;
 mod connection;
+mod explain;
 mod find;
 mod image;
 mod interrupt;
@@ -45,6 +46,7 @@ pub(crate) const USAGE: &str = "\
   rtc-cri pod exec [-it] POD -- CMD a command in a container
   rtc-cri pod rm POD...             stops and removes pods
   rtc-cri image pull IMAGE          also: image ls, image rm IMAGE...
+  rtc-cri image explain IMAGE       which hosts a pull would ask, and how
 ";
 
 /// A verb: its words, options and help.
@@ -67,6 +69,7 @@ const VERBS: &[Verb] = &[
     image::PULL,
     image::LS,
     image::RM,
+    explain::EXPLAIN,
 ];
 
 /// Options that stand before the object: `rtc-cri --socket PATH pod ls`.
@@ -110,6 +113,9 @@ fn dispatch(before: Before, words: Vec<String>) -> Result<ExitCode> {
         print!("{}", verb.help());
         return Ok(ExitCode::SUCCESS);
     }
+    if verb.name == explain::EXPLAIN.name {
+        return explain::run(&before, &arguments).map_err(|error| usage_of(verb, error));
+    }
     let socket = socket(&before, &arguments)?;
     let tokio = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -143,10 +149,14 @@ fn socket(before: &Before, arguments: &Arguments) -> Result<PathBuf> {
             },
         );
     }
+    Ok(configuration(before, arguments)?.socket)
+}
+
+fn configuration(before: &Before, arguments: &Arguments) -> Result<Config> {
     let given = arguments.path("config").or_else(|| before.config.clone());
     let required = given.is_some();
     let config = Config::read(&given.unwrap_or_else(|| config::PATH.into()), required);
-    Ok(config.map_err(|error| anyhow::anyhow!("{error}"))?.socket)
+    config.map_err(|error| anyhow::anyhow!("{error}"))
 }
 
 /// A wrong command line is told where help is.

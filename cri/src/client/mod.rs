@@ -13,6 +13,7 @@
 
 mod arguments;
 mod connection;
+mod exec;
 mod explain;
 mod find;
 mod image;
@@ -25,6 +26,7 @@ mod request;
 mod run;
 mod terminal;
 mod volumes;
+mod websocket;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -65,6 +67,7 @@ const VERBS: &[Verb] = &[
     run::RUN,
     list::LS,
     logs::LOGS,
+    exec::EXEC,
     remove::RM,
     image::PULL,
     image::LS,
@@ -132,6 +135,7 @@ async fn run(verb: &Verb, arguments: &Arguments, socket: PathBuf) -> Result<Exit
         ("pod", "run") => run::run(&socket, arguments).await,
         ("pod", "ls") => list::ls(connect.await?, arguments).await,
         ("pod", "logs") => logs::logs(connect.await?, arguments).await,
+        ("pod", "exec") => exec::exec(connect.await?, arguments).await,
         ("pod", "rm") => remove::rm(connect.await?, arguments).await,
         ("image", "pull") => image::pull(connect.await?, arguments).await,
         ("image", "ls") => image::ls(connect.await?, arguments).await,

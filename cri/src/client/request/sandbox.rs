@@ -18,8 +18,7 @@ const HOSTNAME_MAX: usize = 63;
 pub(in crate::client) fn sandbox(pod: &Pod, place: &Place) -> PodSandboxConfig {
     let mut all: HashMap<String, String> = pod.labels.clone().into_iter().collect();
     all.extend(labels(pod, place));
-    let mut annotations: std::collections::HashMap<String, String> =
-        pod.annotations.clone().into_iter().collect();
+    let mut annotations: HashMap<String, String> = pod.annotations.clone().into_iter().collect();
     annotations.insert(DATA.into(), place.data.display().to_string());
     annotations.insert(LOGS.into(), place.logs.display().to_string());
     PodSandboxConfig {

@@ -5,8 +5,10 @@ use std::time::Duration;
 use anyhow::ensure;
 
 use crate::cri::proto::*;
-use crate::cri::{Client, check, with};
+use crate::cri::{Client, check, only_ours, with};
+use crate::fuse::Hanging;
 use crate::test;
+use crate::test::Skip;
 
 /// Sends a call, and goes after so many milliseconds, its answer unread.
 fn and_go<T: Send + 'static>(
@@ -160,6 +162,36 @@ test!(
             cri.pull(crate::cri::BUSYBOX)?;
             cri.pod()?.run("web", "sleep 1000")?.exec(&["true"])?.ok()?;
             Ok(())
+        })
+    }
+);
+
+test!(
+    fn a_create_that_hangs_does_not_keep_its_pod_from_being_stopped(t: &Test) -> Result {
+        only_ours(t)?;
+        with(t, |cri| {
+            let pod = cri.pod()?;
+            let mut hang = Hanging::mount(t.path("hanging"))?.ok_or_else(|| Skip::because("no FUSE"))?;
+            let mut config = pod.container_config("stuck", "sleep 1000")?;
+            config.mounts = vec![Mount {
+                container_path: "/data".into(),
+                host_path: hang.path.join("hang").display().to_string(),
+                ..Mount::default()
+            }];
+            let other = cri.another_client()?;
+            let mut client = other.runtime();
+            let request = pod.creation(config);
+            other.wait(async {
+                let call = tokio::spawn(async move { client.create_container(request).await });
+                while !hang.holds_somebody() && !call.is_finished() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            });
+            ensure!(hang.holds_somebody(), "it does not hang");
+            pod.stop()?;
+            ensure!(pod.status()?.state() == PodSandboxState::SandboxNotready);
+            hang.end();
+            pod.remove()
         })
     }
 );

@@ -3,7 +3,7 @@
 //! ```text
 //! checks ── id and name taken ── recorded (Making) ──┬─ image volumes, upper layer ─┬─ bundle ── Task Create ── Created
 //!                                                    └─ OCI configuration ──────────┘
-//! a failure anywhere: clean.rs, then the name is free again
+//! a failure anywhere: clean.rs, then the name is free again; where that fails it stays Making, for whoever comes next
 //! ```
 //!
 //! A second request with the same name waits for what becomes of the first: the kubelet tries again after its deadline.
@@ -92,7 +92,9 @@ pub(crate) async fn create(
             container_id: container.id.clone(),
         }),
         Err(error) => {
-            give_up(node, &container).await;
+            if let Err(left) = give_up(node, &container).await {
+                log::warn(left);
+            }
             Err(error)
         }
     }
@@ -121,9 +123,9 @@ async fn adopt(node: &Arc<Node>, other: &Arc<Container>, config: &ContainerConfi
     let record = other.record();
     match &record.state {
         State::Created if record.config == *config => Ok(Some(other.id.clone())),
-        // Whoever made it panicked.
+        // It failed, and could not be taken back; or whoever made it panicked.
         State::Making => {
-            give_up(node, other).await;
+            give_up(node, other).await?;
             Ok(None)
         }
         state => Err(Error::text(
@@ -138,17 +140,15 @@ async fn adopt(node: &Arc<Node>, other: &Arc<Container>, config: &ContainerConfi
     }
 }
 
-/// Removes what was half made; its turn is ours. What can't be removed now is left for the next start.
-pub(crate) async fn give_up(node: &Node, container: &Container) {
-    if let Err(error) = clean::clean(node, &container.record()).await {
-        log::warn(format_args!(
-            "container {}, which could not be made: {error}",
-            container.id
-        ));
-    }
-    if let Err(error) = node.forget_container(container).await {
-        log::warn(format_args!("container {}: {error}", container.id));
-    }
+/// Removes what was half made; its turn is ours.
+///
+/// # Errors
+///
+/// Something of it is left, and so is it, in no list: who asks for its name tries again, who removes its pod, the next start.
+pub(crate) async fn give_up(node: &Node, container: &Container) -> Result<()> {
+    let cleaned = clean::clean(node, &container.record()).await;
+    cleaned.map_err(|error| error.context(format!("take back container {}", container.id)))?;
+    node.forget_container(container).await
 }
 
 /// What is on its way.

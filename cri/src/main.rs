@@ -25,6 +25,7 @@ mod streaming;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::SigSet;
 use rtc_cri::proto;
@@ -43,6 +44,11 @@ rtc-cri: CRI v1 server
   --print-config  the default configuration, with every key, and end
   --version
 ";
+
+/// What it guards. A panic of somebody who had it is a defect of one call, which ends that call only.
+fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1).peekable();

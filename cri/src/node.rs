@@ -29,7 +29,6 @@ use crate::sandbox::{self, Sandbox};
 use crate::shim::Shim;
 use crate::shim::cgroup::ShimCgroup;
 use crate::spec::Facts;
-use crate::stats::Rates;
 use crate::status::Handlers;
 
 /// What there is. Lists and statuses come from here, never from a disk or a shim.
@@ -39,7 +38,6 @@ pub(crate) struct Node {
     pub(crate) pulls: Pulls,
     pub(crate) cni: Cni,
     pub(crate) events: Events,
-    pub(crate) rates: Rates,
     /// The cgroup of all shims.
     pub(crate) shims: ShimCgroup,
     /// What the node is.
@@ -135,7 +133,6 @@ impl Node {
             pulls: Pulls::default(),
             cni: Cni::open(&config)?,
             events: Events::new(),
-            rates: Rates::default(),
             shims: ShimCgroup::open(&config),
             facts: Facts::detect(&config)?,
             handlers: Handlers::default(),

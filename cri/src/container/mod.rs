@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::proto::{ContainerConfig, ContainerState, ContainerUser, LinuxContainerResources};
+use crate::stats::Rate;
 
 /// What is recorded of a container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -97,6 +98,8 @@ pub(crate) struct Container {
     pub(crate) signalled: AtomicBool,
     /// Somebody waits for its end (exit.rs).
     pub(crate) watched: AtomicBool,
+    /// Processor time, for statistics.
+    pub(crate) rate: Rate,
 }
 
 impl Record {
@@ -116,6 +119,7 @@ impl Container {
             turn: tokio::sync::Mutex::default(),
             signalled: AtomicBool::new(false),
             watched: AtomicBool::new(false),
+            rate: Rate::default(),
         }
     }
 

@@ -30,6 +30,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::proto::{NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxState};
 use crate::shim::{Options, Shim};
+use crate::stats::Rate;
 
 /// What is recorded of a sandbox: enough to find everything of it after a `kill -9`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -78,6 +79,8 @@ pub(crate) struct Sandbox {
     shim: Mutex<Option<Arc<Shim>>>,
     /// The turn of who runs, stops or removes it.
     pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Processor time, for statistics.
+    pub(crate) rate: Rate,
 }
 
 impl Record {
@@ -134,6 +137,7 @@ impl Sandbox {
             record: Mutex::new(Arc::new(record)),
             shim: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
+            rate: Rate::default(),
         }
     }
 

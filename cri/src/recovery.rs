@@ -6,6 +6,7 @@
 //!             Created, Running ── State ──┬─ created, running, no answer ──> so it is; Wait
 //!                                         ├─ stopped ──> Exited*, as the shim has kept it
 //!                                         └─ the shim is gone, or does not know it ──> killed; Exited*, code 255
+//! what streams have left in a bundle is ended and removed*              (streaming/exec.rs)
 //! bundles, upper layers and networks that no record names are removed*
 //! ```
 //!
@@ -24,6 +25,7 @@ use crate::log;
 use crate::node::Node;
 use crate::sandbox;
 use crate::shim::{self, Phase};
+use crate::streaming;
 
 /// Held by who still finds out what is true of one sandbox or container; dropped before what may take long.
 pub(crate) type Looking = mpsc::Sender<()>;
@@ -119,6 +121,7 @@ async fn look(
             Ok(())
         }
         Phase::Running | Phase::Paused => {
+            streaming::exec::end_left(node, &container.id, &shim);
             running(container, state.pid);
             node.record_container(container).await?;
             exit::watch(node, container, shim);

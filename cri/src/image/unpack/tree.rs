@@ -472,6 +472,11 @@ impl Tree {
     pub(super) fn finish(mut self, digest: String) -> Result<Summary> {
         self.forget();
         let mut links = std::mem::take(&mut self.links);
+        // Of one name the last counts.
+        let mut names = HashSet::new();
+        links.reverse();
+        links.retain(|(name, _)| names.insert(name.clone()));
+        links.reverse();
         loop {
             let count = links.len();
             let mut left = Vec::new();

@@ -13,7 +13,7 @@ use std::fmt;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
 
@@ -25,6 +25,7 @@ use crate::events::Events;
 use crate::image::Images;
 use crate::image::pulls::Pulls;
 use crate::journal::{Durability, Journal};
+use crate::locked;
 use crate::sandbox::{self, Sandbox};
 use crate::shim::Shim;
 use crate::shim::cgroup::ShimCgroup;
@@ -297,10 +298,6 @@ fn only(state: &Path) -> Result<std::fs::File> {
             Err(Error::from(anyhow::Error::from(error)).context(path.display().to_string()))
         }
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -23,11 +23,12 @@ pub(crate) mod update;
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::locked;
 use crate::proto::{ContainerConfig, ContainerState, ContainerUser, LinuxContainerResources};
 use crate::stats::Rate;
 
@@ -125,13 +126,13 @@ impl Container {
 
     /// What is known of it now.
     pub(crate) fn record(&self) -> Arc<Record> {
-        Arc::clone(&self.record.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&locked(&self.record))
     }
 
     /// Changes what is known; the caller records it (`Node::record_container`).
     pub(crate) fn change(&self, change: impl FnOnce(&mut Record)) -> Arc<Record> {
         let changed = {
-            let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut record = locked(&self.record);
             change(Arc::make_mut(&mut record));
             Arc::clone(&record)
         };

@@ -21,13 +21,14 @@ pub(crate) mod stop;
 pub(crate) mod update;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
 use crate::cni::Addresses;
 use crate::config::Config;
 use crate::error::Result;
+use crate::locked;
 use crate::proto::{NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxState};
 use crate::shim::{Options, Shim};
 use crate::stats::Rate;
@@ -143,22 +144,22 @@ impl Sandbox {
 
     /// What is known of it now.
     pub(crate) fn record(&self) -> Arc<Record> {
-        Arc::clone(&self.record.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&locked(&self.record))
     }
 
     /// Changes what is known; the caller has its turn, and records it (`Node::record_sandbox`).
     pub(crate) fn change(&self, change: impl FnOnce(&mut Record)) -> Arc<Record> {
-        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut record = locked(&self.record);
         change(Arc::make_mut(&mut record));
         Arc::clone(&record)
     }
 
     pub(crate) fn shim(&self) -> Option<Arc<Shim>> {
-        self.shim.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.shim).clone()
     }
 
     pub(crate) fn set_shim(&self, shim: Option<Arc<Shim>>) {
-        *self.shim.lock().unwrap_or_else(PoisonError::into_inner) = shim;
+        *locked(&self.shim) = shim;
     }
 }
 

@@ -26,7 +26,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -45,6 +45,7 @@ use self::version::Version;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Durability, Journal};
+use crate::locked;
 use crate::log;
 use crate::proto::{DnsConfig, PortMapping};
 
@@ -107,10 +108,6 @@ pub(crate) struct Pod<'a> {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Addresses {
     pub(crate) ips: Vec<IpAddr>,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Cni {

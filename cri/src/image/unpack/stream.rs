@@ -2,11 +2,14 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
 /// So much is decompressed at a time: fits a processor's second cache with what it is made of.
 const PIECE: usize = 128 << 10;
+
+/// Headers, records and what fills blocks, of all entries; what is skipped, and what is behind the end.
+const OVERHEAD_MAX: u64 = if cfg!(test) { 8 << 20 } else { 16 << 30 };
 
 /// The largest window of zstd, as a power of two: what its command line takes too without being told.
 const WINDOW: u32 = 27;
@@ -19,7 +22,8 @@ pub(super) struct Plain<'r> {
     at: usize,
     end: usize,
     digest: Sha256,
-    total: u64,
+    /// Bytes that were not handed out as a file's.
+    overhead: u64,
 }
 
 impl<'r> Plain<'r> {
@@ -45,7 +49,7 @@ impl<'r> Plain<'r> {
             at: 0,
             end: 0,
             digest: Sha256::new(),
-            total: 0,
+            overhead: 0,
         })
     }
 
@@ -73,15 +77,28 @@ impl<'r> Plain<'r> {
             }
         }
         self.digest.update(&self.piece[..self.end]);
-        self.total += self.end as u64;
         Ok(())
+    }
+
+    /// Some that is no file's: it takes no room, only time, and little of it is needed to make much.
+    fn take_overhead(&mut self, most: u64) -> Result<&[u8]> {
+        ensure!(
+            self.overhead <= OVERHEAD_MAX,
+            "more than {OVERHEAD_MAX} bytes of it are of no file"
+        );
+        if self.at == self.end {
+            self.fill().context("read")?;
+        }
+        let length = (self.end - self.at) as u64;
+        self.overhead += length.min(most);
+        self.take(most).context("read")
     }
 
     /// Exactly so many bytes; `false` where it ends before the first one.
     pub(super) fn exact(&mut self, buffer: &mut [u8]) -> Result<bool> {
         let mut filled = 0;
         while filled < buffer.len() {
-            let piece = self.take((buffer.len() - filled) as u64).context("read")?;
+            let piece = self.take_overhead((buffer.len() - filled) as u64)?;
             if piece.is_empty() {
                 if filled == 0 {
                     return Ok(false);
@@ -97,7 +114,7 @@ impl<'r> Plain<'r> {
     /// Goes over so many bytes.
     pub(super) fn skip(&mut self, mut count: u64) -> Result<()> {
         while count > 0 {
-            let length = self.take(count).context("read")?.len() as u64;
+            let length = self.take_overhead(count)?.len() as u64;
             if length == 0 {
                 bail!("it ends in the middle of an entry");
             }
@@ -108,7 +125,7 @@ impl<'r> Plain<'r> {
 
     /// Reads to its end: `sha256:...` of all of it. What is behind the end of a tar belongs to the digest.
     pub(super) fn finish(mut self) -> Result<String> {
-        while !self.take(u64::MAX).context("read")?.is_empty() {}
+        while !self.take_overhead(u64::MAX)?.is_empty() {}
         Ok(format!("sha256:{:x}", self.digest.finalize()))
     }
 }

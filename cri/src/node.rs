@@ -31,6 +31,7 @@ use crate::shim::cgroup::ShimCgroup;
 use crate::spec::Facts;
 use crate::stats::Rates;
 use crate::status::Handlers;
+use crate::streaming::Streaming;
 
 /// What there is. Lists and statuses come from here, never from a disk or a shim.
 pub(crate) struct Node {
@@ -46,6 +47,8 @@ pub(crate) struct Node {
     pub(crate) facts: Facts,
     /// What runtime handlers can do, once they were asked.
     pub(crate) handlers: Handlers,
+    /// The server of Exec, Attach and PortForward.
+    pub(crate) streaming: Streaming,
     sandboxes: Mutex<Table<Sandbox>>,
     containers: Mutex<Table<Container>>,
     sandbox_records: Journal<sandbox::Record>,
@@ -139,6 +142,7 @@ impl Node {
             shims: ShimCgroup::open(&config),
             facts: Facts::detect(&config)?,
             handlers: Handlers::default(),
+            streaming: Streaming::bind(&config.streaming)?,
             sandboxes: Mutex::default(),
             containers: Mutex::default(),
             sandbox_records,

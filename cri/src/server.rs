@@ -4,7 +4,7 @@
 //! bind ── somebody answers there ──> refused: two servers would undo each other's work
 //!      ── nobody does ──> replaced: a killed server left it
 //! clients: HTTP/2 by hyper, tonic's routes on it
-//! SIGTERM: no new calls ── those on their way come to their end, for a while ── the socket is removed
+//! SIGTERM: no new calls ── streams end, those on their way come to their end, for a while ── the socket is removed
 //! ```
 
 use std::fs::DirBuilder;
@@ -33,6 +33,7 @@ use crate::service;
 use crate::service::image::Images;
 use crate::service::pulls::Pulls;
 use crate::service::runtime::Runtime;
+use crate::streaming;
 
 /// The largest request, in bytes, as the kubelet's limit is for answers.
 const MESSAGE_MAX: usize = 16 << 20;
@@ -69,6 +70,7 @@ pub(crate) async fn serve(node: Arc<Node>, end: impl Future<Output = ()>) -> Res
     }))
     .prepare();
     let clients = GracefulShutdown::new();
+    tokio::spawn(streaming::server::serve(Arc::clone(&node)));
     notify(READY);
     tokio::select! {
         () = accept(&listener, &routes, &clients, Allowed::of(config)) => {}
@@ -76,6 +78,7 @@ pub(crate) async fn serve(node: Arc<Node>, end: impl Future<Output = ()>) -> Res
     }
     notify(STOPPING);
     node.events.close();
+    node.streaming.close();
     let rest = async {
         clients.shutdown().await;
         service::idle().await;

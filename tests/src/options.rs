@@ -9,14 +9,18 @@ use crate::lists;
 const USAGE: &str = "\
 rtc-tests [OPTIONS] [FILTER...]
 
-Runs the tests whose area/name contains one of the filters (all, if there is none). Needs root.
+Runs the tests whose area/name contains one of the filters; where there is none, all but those with a kubelet, whose
+areas begin with kubelet_. Needs root.
 
   --rtc PATH        the runtime under test (or $RTC; else the release build next to this program)
   --shim PATH       the shim under test (or $SHIM; else the release build next to this program)
   --cri PATH        the CRI server under test (or $CRI; else the server build next to this program)
   --cri-peer NAME   the tests of the CRI server run against this peer instead (or $CRI_PEER): containerd, containerd-2.1
+  --kubelet VERSION the tests with a kubelet run this one: 1.37 (or $KUBELET; default the newest of the peers)
+  --cgroup-driver NAME  of the kubelet: systemd or cgroupfs (default: systemd where it runs)
   --peers DIRECTORY what hack/peers made: without it the tests with a real containerd are skipped
   --binary-name RUNTIME  the shim runs this OCI runtime (or $BINARY_NAME; else what is built into it)
+  --area PREFIX     only areas whose names begin so
   --list            print area/name of each chosen test and stop
   --exact           filters are whole names (name or area/name)
   --jobs N          tests at a time (default: number of cpus + 1)
@@ -38,10 +42,16 @@ pub(crate) struct Options {
     pub(crate) cri_peer: String,
     /// Option `binary_name` of the shim's containers; empty for the default.
     pub(crate) binary_name: String,
+    /// The kubelet's version; empty for the newest there is.
+    pub(crate) kubelet: String,
+    /// The kubelet's cgroup driver; empty for the machine's.
+    pub(crate) cgroup_driver: String,
     /// The real components around the shim, if they are there.
     pub(crate) peers: Option<PathBuf>,
     /// Substrings (or whole names with `exact`) that choose tests.
     pub(crate) filters: Vec<String>,
+    /// Beginning of the areas that count.
+    pub(crate) area: String,
     /// Only print what would run.
     pub(crate) list: bool,
     /// Filters are whole names.
@@ -70,8 +80,11 @@ impl Options {
             cri: PathBuf::new(),
             cri_peer: variable("CRI_PEER").unwrap_or_default(),
             binary_name: variable("BINARY_NAME").unwrap_or_default(),
+            kubelet: variable("KUBELET").unwrap_or_default(),
+            cgroup_driver: String::new(),
             peers: None,
             filters: Vec::new(),
+            area: String::new(),
             list: false,
             exact: false,
             jobs: cpus + 1,
@@ -98,6 +111,9 @@ impl Options {
                 "--cri" => cri = Some((*value()?).to_owned()),
                 "--cri-peer" => options.cri_peer = (*value()?).to_owned(),
                 "--binary-name" => options.binary_name = (*value()?).to_owned(),
+                "--area" => options.area = (*value()?).to_owned(),
+                "--kubelet" => options.kubelet = (*value()?).to_owned(),
+                "--cgroup-driver" => options.cgroup_driver = (*value()?).to_owned(),
                 "--peers" => options.peers = Some(PathBuf::from(*value()?)),
                 "--jobs" => options.jobs = value()?.parse::<usize>().context("--jobs")?.max(1),
                 "--timeout" => options.timeout = value()?.parse().context("--timeout")?,
@@ -129,7 +145,7 @@ impl Options {
 
     /// The program that a test of this area is about.
     pub(crate) fn under_test(&self, area: &str) -> &Path {
-        if area.starts_with("cri_") {
+        if is_of_cri(area) {
             &self.cri
         } else if area.starts_with("shim_") || area.starts_with("containerd_") {
             &self.shim
@@ -140,7 +156,7 @@ impl Options {
 
     /// The list of what a test of this area may fail, if there is one.
     pub(crate) fn peer(&self, area: &str) -> Option<&'static str> {
-        if area.starts_with("cri_") {
+        if is_of_cri(area) {
             return (!self.cri_peer.is_empty()).then_some(lists::CONTAINERD);
         }
         let peer = lists::peer(self.under_test(area));
@@ -148,7 +164,7 @@ impl Options {
         peer.or(foreign.then_some(lists::FOREIGN))
     }
 
-    /// Whether the filters choose this test.
+    /// Whether the filters choose this test. A node with a kubelet takes its time: it is asked for.
     pub(crate) fn chooses(&self, area: &str, name: &str) -> bool {
         let path = format!("{area}/{name}");
         let by = |filter: &String| {
@@ -158,8 +174,16 @@ impl Options {
                 path.contains(filter.as_str())
             }
         };
-        self.filters.is_empty() || self.filters.iter().any(by)
+        if self.filters.is_empty() {
+            return area.starts_with(&self.area) && (!self.area.is_empty() || !area.starts_with("kubelet_"));
+        }
+        area.starts_with(&self.area) && self.filters.iter().any(by)
     }
+}
+
+/// Whether the area's tests are of a CRI server: what plays the kubelet's part, or a real one.
+fn is_of_cri(area: &str) -> bool {
+    area.starts_with("cri_") || area.starts_with("kubelet_")
 }
 
 /// The program given, or the one built beside this one.

@@ -220,6 +220,8 @@ fn supervise(options: &Options, base: &Path, test: &Registered) -> Result<Outcom
         .env("CRI", &options.cri)
         .env("CRI_PEER", &options.cri_peer)
         .env("BINARY_NAME", &options.binary_name)
+        .env("KUBELET", &options.kubelet)
+        .env("KUBELET_CGROUP_DRIVER", &options.cgroup_driver)
         .env("RTC_TESTS_DIRECTORY", base.join(&id))
         .env("RTC_TESTS_CGROUP", format!("/rtc-test-{id}"))
         .env("RTC_TESTS_TIMEOUT", options.timeout.to_string());

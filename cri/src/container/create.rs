@@ -341,11 +341,11 @@ impl Making<'_> {
             })
             .collect();
         let bundle = clean::bundle(self.node, &record.id);
-        let log = record
-            .log_path
-            .as_deref()
-            .map(container_log::uri)
-            .unwrap_or_default();
+        // Where no log is wanted there is one nevertheless: clients attach to it.
+        let log = match record.log_path.as_deref() {
+            Some(path) => container_log::uri(path),
+            None => "file:///dev/null".into(),
+        };
         let stdin = match record.config.stdin {
             true => bundle.join("stdin").to_string_lossy().into_owned(),
             false => String::new(),

@@ -95,6 +95,8 @@ pub(crate) struct Container {
     pub(crate) turn: tokio::sync::Mutex<()>,
     /// It was sent its stop signal: some programs take a second one for an order to hurry.
     pub(crate) signalled: AtomicBool,
+    /// Somebody waits for its end (exit.rs).
+    pub(crate) watched: AtomicBool,
 }
 
 impl Record {
@@ -113,6 +115,7 @@ impl Container {
             changed: watch::Sender::new(()),
             turn: tokio::sync::Mutex::default(),
             signalled: AtomicBool::new(false),
+            watched: AtomicBool::new(false),
         }
     }
 

@@ -1,7 +1,7 @@
 //! StopContainer.
 //!
 //! ```text
-//! never started:  its task is deleted, at once
+//! never started:  SIGKILL, at once
 //! running:        stop signal ── grace period ── SIGKILL (the shim has the ladder) ── Exited, by exit.rs
 //! ```
 //!
@@ -63,6 +63,9 @@ pub(crate) async fn stop_container(
 
 /// There is nothing in it that could want to end in peace.
 async fn stop_created(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> {
+    let sandbox = node.sandbox(&container.record().sandbox).ok();
+    let shim = sandbox.and_then(|sandbox| sandbox.shim());
+    exit::kill(node, container, shim.as_deref(), "it is stopped").await?;
     let ended = State::Exited {
         started_at: 0,
         finished_at: events::now(),

@@ -13,6 +13,7 @@
 
 mod beneath;
 mod configuration;
+pub(crate) mod explain;
 pub(crate) mod fs_info;
 mod layer;
 mod layers;
@@ -23,7 +24,7 @@ pub(crate) mod progress;
 pub(crate) mod pull;
 pub(crate) mod pulls;
 pub(crate) mod reference;
-mod registry;
+pub(crate) mod registry;
 mod removal;
 pub(crate) mod remove;
 mod snapshot;

@@ -19,6 +19,7 @@ use super::reference::Reference;
 use super::registry::auth::Given;
 use super::registry::fetch::Registry;
 use super::registry::manifest::{self, Document, Machine};
+use super::registry::proxy::Proxies;
 use super::{Configuration, Pulled, Wanted};
 use crate::error::{Error, Kind, Result};
 use crate::log;
@@ -67,7 +68,14 @@ async fn whole(
     let begun = Instant::now();
     let config = &node.config.images;
     let stall = Duration::from_secs(config.stall_timeout.get());
-    let registry = Registry::open(reference, &config.certs_dir, given, stall).await?;
+    let registry = Registry::open(
+        reference,
+        &config.certs_dir,
+        given,
+        Proxies::of_environment(),
+        stall,
+    )
+    .await?;
     let here = node.images.find(&reference.to_string());
     let resolved = registry.resolve(here.is_some()).await?;
     let digested = reference.digested(resolved.digest.as_ref());

@@ -3,49 +3,24 @@
 //! with the shim under test shows that the test itself is right.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use crate::cri::only_ours;
+use crate::host::cgroup::{Cgroup, knob};
 use crate::host::process;
-use crate::kubelet::{Backend, NETNS, Node, PATIENCE, SLICE, names};
+use crate::kubelet::{BUSYBOX, Backend, NETNS, NODE_IP, Node, Setup, StaticPod, names, patience, with};
 use crate::registry::Result;
 use crate::test;
-use crate::test::Test;
 use crate::wait::within;
 
-const IMAGE: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-4";
-/// Ends at once when it is told to: a shell that waits for `sleep` does not.
+/// Ends at once when it is told to, and says something meanwhile.
 const MAIN: &str = "trap 'exit 0' TERM; echo hello; echo trouble >&2; n=0; \
     while :; do n=$((n+1)); echo tick $n; sleep 1 & wait $!; done";
-
-/// A container's status, as the kubelet has it.
-fn container(pod: &Value) -> &Value {
-    &pod["status"]["containerStatuses"][0]
-}
-
-fn is_up(pod: &Value) -> bool {
-    pod["status"]["phase"] == "Running"
-        && container(pod)["ready"] == true
-        && !container(pod)["state"]["running"].is_null()
-}
-
-fn restarts(pod: &Value) -> u64 {
-    container(pod)["restartCount"].as_u64().unwrap_or_default()
-}
-
-/// The id, without `containerd://`.
-fn id(pod: &Value) -> Result<String> {
-    let id = container(pod)["containerID"].as_str().context("containerID")?;
-    Ok(id.rsplit('/').next().unwrap_or_default().to_owned())
-}
-
-fn uid(pod: &Value) -> &str {
-    pod["metadata"]["uid"].as_str().unwrap_or_default()
-}
 
 /// A pod in a network of its own with limits and a probe: burstable.
 fn web() -> Value {
@@ -55,7 +30,7 @@ fn web() -> Value {
             "terminationGracePeriodSeconds": 5,
             "volumes": [{"name": "scratch", "emptyDir": {}}],
             "containers": [{
-                "name": "main", "image": IMAGE, "command": ["sh", "-c", MAIN],
+                "name": "main", "image": BUSYBOX, "command": ["sh", "-c", MAIN],
                 "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
                 "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
                 "resources": {"requests": {"memory": "16Mi", "cpu": "50m"}, "limits": {"memory": "64Mi", "cpu": "500m"}},
@@ -78,7 +53,7 @@ fn on_host(directory: &Path) -> Value {
             "priorityClassName": "system-node-critical",
             "volumes": [{"name": "host", "hostPath": {"path": directory, "type": "Directory"}}],
             "containers": [{
-                "name": "main", "image": IMAGE,
+                "name": "main", "image": BUSYBOX,
                 "command": ["sh", "-c", format!("ip addr show up0 >/host/seen; {MAIN}")],
                 "volumeMounts": [{"name": "host", "mountPath": "/host"}],
                 "securityContext": {"privileged": true},
@@ -87,83 +62,63 @@ fn on_host(directory: &Path) -> Value {
     })
 }
 
-/// Its cgroup, by the name that the kubelet gives the pod and the server gives the container.
-fn scope(node: &Node<'_>, pod: &Value) -> Result<PathBuf> {
-    let slice = Path::new(SLICE).join("kubepods-burstable.slice").join(format!(
-        "kubepods-burstable-pod{}.slice",
-        uid(pod).replace('-', "_")
-    ));
-    Ok(slice.join(format!("{}-{}.scope", node.backend.scope_prefix(), id(pod)?)))
-}
-
-fn main_pid(scope: &Path) -> Result<i32> {
-    let text = fs::read_to_string(scope.join("cgroup.procs")).with_context(|| scope.display().to_string())?;
-    let pids = text.lines().filter_map(|pid| pid.parse::<i32>().ok());
+fn main_pid(cgroup: &Cgroup) -> Result<i32> {
     // The others in it are its children.
-    let first = pids.min_by_key(|&pid| process::status_field(pid, "NSpid").map_or(9, |pids| pids.len()));
-    first.context("no process in the scope")
+    let depth = |pid: i32| process::status_field(pid, "NSpid").map_or(9, |pids| pids.len());
+    let first = cgroup.processes()?.into_iter().min_by_key(|&pid| depth(pid));
+    first.with_context(|| format!("no process in {}", cgroup.path))
 }
 
-fn the_cgroup_is_the_kubelets(node: &Node<'_>, pod: &Value) -> Result<PathBuf> {
-    let scope = scope(node, pod)?;
-    let read = |name: &str| {
-        fs::read_to_string(scope.join(name)).with_context(|| scope.join(name).display().to_string())
-    };
-    ensure!(
-        read("memory.max")?.trim() == (64 << 20).to_string(),
-        "memory.max {}",
-        read("memory.max")?
-    );
-    ensure!(
-        read("cpu.max")?.trim() == "50000 100000",
-        "cpu.max {}",
-        read("cpu.max")?
-    );
-    let pid = main_pid(&scope)?;
+fn the_cgroup_is_the_kubelets(node: &Node<'_>, pod: &StaticPod) -> Result<Cgroup> {
+    let cgroup = node.cgroup(pod, "main")?;
+    let memory = cgroup.read(knob::MEMORY_LIMIT)?;
+    ensure!(memory == (64 << 20).to_string(), "memory limit {memory}");
+    let bandwidth = cgroup.cpu_bandwidth()?;
+    ensure!(bandwidth == (Some(50000), 100_000), "bandwidth {bandwidth:?}");
+    let pid = main_pid(&cgroup)?;
     let inside = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
     ensure!(inside.contains("tick"), "pid {pid} is {inside:?}");
-    Ok(scope)
+    Ok(cgroup)
 }
 
 /// The log where the kubelet looks for it, in the format that it reads.
-fn the_log_is_the_kubelets(pod: &Value) -> Result {
-    let directory = Path::new("/var/log/pods").join(format!("default_web-node_{}", uid(pod)));
-    let path = directory.join("main").join(format!("{}.log", restarts(pod)));
-    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+fn the_log_is_the_kubelets(node: &Node<'_>, pod: &StaticPod) -> Result {
+    let path = node.log_path(pod, "main", pod.restarts("main"));
+    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
     for line in text.lines() {
         let fields: Vec<&str> = line.splitn(4, ' ').collect();
         let right = fields.len() == 4
             && fields[0].contains('T')
             && ["stdout", "stderr"].contains(&fields[1])
             && ["F", "P"].contains(&fields[2]);
-        ensure!(right, "a line of {}: {line:?}", path.display());
+        ensure!(right, "a line of {path}: {line:?}");
     }
     ensure!(
         text.contains(" stdout F hello\n") && text.contains(" stderr F trouble\n"),
         "{text}"
     );
     let links = names(Path::new("/var/log/containers"));
-    let wanted = format!("web-node_default_main-{}.log", id(pod)?);
+    let wanted = format!("web-node_default_main-{}.log", pod.id("main")?);
     ensure!(links.contains(&wanted), "/var/log/containers has {links:?}");
     Ok(())
 }
 
-fn the_server_shows_it(node: &Node<'_>, pod: &Value) -> Result {
+fn the_server_shows_it(node: &Node<'_>, pod: &StaticPod) -> Result {
     let json =
         |args: &[&str]| -> Result<Value> { Ok(serde_json::from_str(&node.crictl(args)?.ok()?.stdout)?) };
     let pods = json(&["pods", "--output", "json", "--name", "web"])?;
     ensure!(pods["items"][0]["state"] == "SANDBOX_READY", "{pods}");
-    ensure!(pods["items"][0]["metadata"]["uid"] == *uid(pod), "{pods}");
+    ensure!(pods["items"][0]["metadata"]["uid"] == *pod.uid(), "{pods}");
     let containers = json(&["ps", "--output", "json"])?;
     let all = containers["containers"].as_array().cloned().unwrap_or_default();
-    let id = id(pod)?;
+    let id = pod.id("main")?;
     let own = all
         .iter()
         .find(|each| each["id"] == *id)
         .with_context(|| containers.to_string())?;
     ensure!(own["state"] == "CONTAINER_RUNNING", "{own}");
     ensure!(
-        own["metadata"]["attempt"].as_u64().unwrap_or_default() == restarts(pod),
+        own["metadata"]["attempt"].as_u64().unwrap_or_default() == pod.restarts("main"),
         "{own}"
     );
     ensure!(
@@ -174,8 +129,8 @@ fn the_server_shows_it(node: &Node<'_>, pod: &Value) -> Result {
     Ok(())
 }
 
-fn the_pod_is_on_the_network(node: &Node<'_>, pod: &Value) -> Result {
-    let address = pod["status"]["podIP"].as_str().unwrap_or_default();
+fn the_pod_is_on_the_network(node: &Node<'_>, pod: &StaticPod) -> Result {
+    let address = pod.address();
     ensure!(address.starts_with("10.88."), "podIP {address:?}");
     ensure!(
         node.addresses() == [address],
@@ -188,7 +143,8 @@ fn the_pod_is_on_the_network(node: &Node<'_>, pod: &Value) -> Result {
         names(Path::new(NETNS))
     );
     let inside = node.exec(
-        &id(pod)?,
+        pod,
+        "main",
         "echo $POD_IP; hostname; ip -4 addr show eth0; ip route; cat /etc/hosts",
     )?;
     for wanted in [
@@ -204,23 +160,22 @@ fn the_pod_is_on_the_network(node: &Node<'_>, pod: &Value) -> Result {
 }
 
 /// Lines that the liveness probe has written.
-fn probes(node: &Node<'_>, pod: &Value) -> Result<usize> {
-    Ok(node
-        .exec(&id(pod)?, "wc -l </scratch/probes || echo 0")?
-        .parse()?)
+fn probes(node: &Node<'_>, pod: &StaticPod) -> Result<usize> {
+    let text = node.exec(pod, "main", "test ! -e /scratch/probes || cat /scratch/probes")?;
+    Ok(text.lines().count())
 }
 
-fn probes_go_on(node: &Node<'_>, pod: &Value) -> Result {
+fn probes_go_on(node: &Node<'_>, pod: &StaticPod) -> Result {
     let before = probes(node, pod)?;
-    within(PATIENCE, "another liveness probe", || {
+    within(patience(), "another liveness probe", || {
         Ok((probes(node, pod)? > before).then_some(()))
     })
 }
 
 fn statistics(node: &Node<'_>) -> Result {
     let mut last = Value::Null;
-    within(PATIENCE, "statistics of the pod", || {
-        let summary = node.summary()?;
+    within(patience(), "statistics of the pod", || {
+        let summary = node.get("/stats/summary")?;
         let pods = summary["pods"].as_array().cloned().unwrap_or_default();
         last = pods
             .into_iter()
@@ -230,7 +185,7 @@ fn statistics(node: &Node<'_>) -> Result {
         let positive = |value: &Value| value.as_u64().is_some_and(|number| number > 0);
         let all = positive(&container["cpu"]["usageCoreNanoSeconds"])
             && positive(&container["memory"]["workingSetBytes"])
-            && container["cpu"]["psi"]["some"].is_object()
+            && (!crate::host::cgroup::is_unified() || container["cpu"]["psi"]["some"].is_object())
             && positive(&container["rootfs"]["capacityBytes"])
             && container["rootfs"]["usedBytes"].is_u64()
             && positive(&container["logs"]["usedBytes"])
@@ -242,17 +197,21 @@ fn statistics(node: &Node<'_>) -> Result {
 }
 
 /// Two restarts: the process dies; the probe fails. Both are the kubelet's, each a new attempt.
-fn a_container_that_ends_is_started_again(node: &Node<'_>, scope: &Path) -> Result<Value> {
-    kill(Pid::from_raw(main_pid(scope)?), Signal::SIGKILL)?;
-    let pod = node.until_pod("web", "with attempt 1", |pod| is_up(pod) && restarts(pod) == 1)?;
-    let ended = &container(&pod)["lastState"]["terminated"];
+fn a_container_that_ends_is_started_again(node: &Node<'_>, cgroup: &Cgroup) -> Result<StaticPod> {
+    kill(Pid::from_raw(main_pid(cgroup)?), Signal::SIGKILL)?;
+    let pod = node.until_pod("web", "with attempt 1", |pod| {
+        pod.is_up() && pod.restarts("main") == 1
+    })?;
+    let ended = &pod.container("main")["lastState"]["terminated"];
     ensure!(ended["exitCode"] == 137 && ended["reason"] == "Error", "{ended}");
     the_cgroup_is_the_kubelets(node, &pod)?;
     the_server_shows_it(node, &pod)?;
-    ensure!(!scope.exists(), "{} is still there", scope.display());
-    node.exec(&id(&pod)?, "touch /tmp/sick")?;
-    let pod = node.until_pod("web", "with attempt 2", |pod| is_up(pod) && restarts(pod) == 2)?;
-    let ended = &container(&pod)["lastState"]["terminated"];
+    ensure!(cgroup.directories()?.is_empty(), "{} is still there", cgroup.path);
+    node.exec(&pod, "main", "touch /tmp/sick")?;
+    let pod = node.until_pod("web", "with attempt 2", |pod| {
+        pod.is_up() && pod.restarts("main") == 2
+    })?;
+    let ended = &pod.container("main")["lastState"]["terminated"];
     ensure!(
         ended["exitCode"] == 0 && ended["reason"] == "Completed",
         "{ended}"
@@ -261,22 +220,22 @@ fn a_container_that_ends_is_started_again(node: &Node<'_>, scope: &Path) -> Resu
 }
 
 /// Nothing of a pod notices that the server is gone and comes again.
-fn the_pod_outlives_the_server(node: &Node<'_>, before: &Value) -> Result {
-    let pid = main_pid(&scope(node, before)?)?;
+fn the_pod_outlives_the_server(node: &Node<'_>, before: &StaticPod) -> Result {
+    let pid = main_pid(&node.cgroup(before, "main")?)?;
     let count = probes(node, before)?;
-    node.stop_server()?;
+    node.stop_server(Signal::SIGTERM)?;
     ensure!(process::is_alive(pid), "it went with the server");
     node.start_server()?;
-    within(PATIENCE, "probes after the restart", || {
+    within(patience(), "probes after the restart", || {
         Ok((probes(node, before)? > count + 2).then_some(()))
     })?;
-    let after = node.until_pod("web", "up", is_up)?;
+    let after = node.until_pod("web", "up", StaticPod::is_up)?;
     ensure!(
-        id(&after)? == id(before)? && restarts(&after) == restarts(before),
+        after.id("main")? == before.id("main")? && after.restarts("main") == before.restarts("main"),
         "{}",
-        container(&after)
+        after.container("main")
     );
-    ensure!(main_pid(&scope(node, &after)?)? == pid, "another process");
+    ensure!(main_pid(&node.cgroup(&after, "main")?)? == pid, "another process");
     the_server_shows_it(node, &after)
 }
 
@@ -284,50 +243,41 @@ fn the_pod_of_the_host(node: &Node<'_>) -> Result {
     let directory = node.t.path("host");
     fs::create_dir(&directory)?;
     node.run(&on_host(&directory))?;
-    let pod = node.until_pod("plane", "up", is_up)?;
+    let pod = node.until_pod("plane", "up", StaticPod::is_up)?;
     // A kubelet without an API server has no addresses of its node, hence no podIP; the pod sees them.
     let seen = fs::read_to_string(directory.join("seen"))?;
-    ensure!(seen.contains("192.0.2.10"), "{seen}");
-    let slice = Path::new(SLICE).join(format!(
-        "kubepods-besteffort.slice/kubepods-besteffort-pod{}.slice",
-        uid(&pod).replace('-', "_")
-    ));
-    ensure!(slice.is_dir(), "no {}", slice.display());
+    ensure!(seen.contains(NODE_IP), "{seen}");
+    let cgroup = node.pod_cgroup(&pod);
+    ensure!(!cgroup.directories()?.is_empty(), "no {}", cgroup.path);
     node.withdraw("plane")
 }
 
 fn a_node_runs_static_pods(node: &Node<'_>) -> Result {
     node.run(&web())?;
-    let pod = node.until_pod("web", "up", is_up)?;
-    let scope = the_cgroup_is_the_kubelets(node, &pod).context("cgroup")?;
-    the_log_is_the_kubelets(&pod).context("log")?;
+    let pod = node.until_pod("web", "up", StaticPod::is_up)?;
+    let cgroup = the_cgroup_is_the_kubelets(node, &pod).context("cgroup")?;
+    the_log_is_the_kubelets(node, &pod).context("log")?;
     the_server_shows_it(node, &pod).context("crictl")?;
     the_pod_is_on_the_network(node, &pod).context("network")?;
     probes_go_on(node, &pod).context("probe")?;
     statistics(node).context("/stats/summary")?;
-    let pod = a_container_that_ends_is_started_again(node, &scope).context("restart")?;
+    let pod = a_container_that_ends_is_started_again(node, &cgroup).context("restart")?;
     the_pod_outlives_the_server(node, &pod).context("the server's restart")?;
     the_pod_of_the_host(node).context("host network")?;
     node.withdraw("web")?;
-    within(PATIENCE, "the pods to go", || {
-        Ok((node.pod("web")?.is_none() && node.pod("plane")?.is_none()).then_some(()))
-    })
-}
-
-fn with(t: &Test, backend: Backend) -> Result {
-    let node = Node::start(t, backend)?;
-    a_node_runs_static_pods(&node).with_context(|| node.last_words())?;
-    node.end().with_context(|| node.last_words())
+    node.until_gone("web")?;
+    node.until_gone("plane")
 }
 
 test!(
-    fn a_static_pod_runs_restarts_and_goes_on_rtc_cri(t: &Test) -> Result {
-        with(t, Backend::RtcCri)
+    fn a_static_pod_runs_restarts_and_goes(t: &Test) -> Result {
+        with(t, a_node_runs_static_pods)
     }
 );
 
 test!(
-    fn a_static_pod_runs_restarts_and_goes_on_containerd(t: &Test) -> Result {
-        with(t, Backend::Containerd)
+    fn a_static_pod_runs_restarts_and_goes_on_containerd_with_the_shim(t: &Test) -> Result {
+        only_ours(t)?;
+        Setup::default().with_backend(t, Backend::ContainerdWithShim, a_node_runs_static_pods)
     }
 );

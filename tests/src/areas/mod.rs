@@ -36,6 +36,8 @@ mod cri_pods;
 mod cri_pull;
 mod cri_pull_auth;
 mod cri_pull_hosts;
+mod cri_pull_proxies;
+mod cri_pull_registries;
 mod cri_restart;
 mod cri_security;
 mod cri_stats;

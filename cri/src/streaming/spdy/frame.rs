@@ -249,3 +249,116 @@ fn start(kind: u16) -> u32 {
 fn whole(first: u32, second: u32) -> [u8; HEAD] {
     (u64::from(first) << 32 | u64::from(second)).to_be_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_begins_with_a_stream_or_a_type_and_a_length_of_24_bits() {
+        let data = head([0x7f, 0xff, 0xff, 0xff, 0x01, 0xff, 0xff, 0xff]);
+        let (stream, length) = (0x7fff_ffff, (1 << 24) - 1);
+        let fin = true;
+        assert_eq!(data, Ok(Head::Data { stream, fin, length }));
+        let ping = head([0x80, 3, 0, 6, 0, 0, 0, 4]);
+        assert_eq!(
+            ping,
+            Ok(Head::Control {
+                kind: 6,
+                flags: 0,
+                length: 4
+            })
+        );
+    }
+
+    #[test]
+    fn other_versions_data_of_no_stream_and_long_control_frames_are_refused() {
+        assert!(head([0x80, 2, 0, 1, 0, 0, 0, 10]).is_err());
+        assert!(head([0xff, 3, 0, 1, 0, 0, 0, 10]).is_err());
+        assert!(head([0, 0, 0, 0, 0, 0, 0, 1]).is_err());
+        assert!(head([0x80, 3, 0, 1, 0, 0, 0x40, 0]).is_ok());
+        assert!(head([0x80, 3, 0, 1, 0, 0, 0x40, 1]).is_err());
+        assert!(head(*b"GET / HT").is_ok(), "a long one of an unlikely stream");
+    }
+
+    #[test]
+    fn control_frames_are_read_as_the_specification_draws_them() {
+        let syn = [0, 0, 0, 5, 0, 0, 0, 0, 0x20, 0, b'x', b'y'];
+        let expected = Control::SynStream {
+            stream: 5,
+            fin: true,
+            unidirectional: false,
+            block: b"xy",
+        };
+        assert_eq!(control(1, 1, &syn), Ok(expected));
+        let (stream, fin, block) = (5, false, b"z".as_slice());
+        let headers = Control::Headers { stream, fin, block };
+        assert_eq!(control(2, 0, &[0, 0, 0, 5, b'z']), Ok(headers));
+        assert_eq!(control(8, 0, &[0, 0, 0, 5, b'z']), Ok(headers));
+        assert_eq!(
+            control(3, 0, &[0x80, 0, 0, 7, 0, 0, 0, 5]),
+            Ok(Control::Reset { stream: 7 }),
+            "the first bit means nothing"
+        );
+        assert_eq!(control(6, 0, &[0, 0, 0, 9]), Ok(Control::Ping { id: 9 }));
+        assert_eq!(control(7, 0, &[0; 8]), Ok(Control::GoAway));
+        for (kind, payload) in [
+            (4, [&[0, 0, 0, 1][..], &[1; 8]].concat()),
+            (9, vec![0; 8]),
+            (77, vec![]),
+        ] {
+            assert_eq!(control(kind, 0, &payload), Ok(Control::Ignored), "{kind}");
+        }
+    }
+
+    #[test]
+    fn control_frames_of_a_wrong_length_are_refused() {
+        for (kind, length) in [
+            (1, 9),
+            (2, 3),
+            (3, 7),
+            (3, 9),
+            (6, 3),
+            (6, 5),
+            (7, 4),
+            (8, 0),
+            (9, 9),
+        ] {
+            assert!(control(kind, 0, &vec![1; length]).is_err(), "{kind} {length}");
+        }
+        // As many entries as no memory holds.
+        assert!(control(4, 0, &[0xff; 4]).is_err());
+        assert!(control(4, 0, &[0, 0, 0, 2, 1, 1, 1, 1, 1, 1, 1, 1]).is_err());
+        for kind in [1, 2, 3, 8] {
+            assert!(
+                control(kind, 0, &[0; 10][..if kind == 3 { 8 } else { 10 }]).is_err(),
+                "{kind}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_read() {
+        assert_eq!(
+            head(data(3, true, 0)),
+            Ok(Head::Data {
+                stream: 3,
+                fin: true,
+                length: 0
+            })
+        );
+        assert_eq!(
+            syn_reply(3, b"ab"),
+            [0x80, 3, 0, 2, 0, 0, 0, 6, 0, 0, 0, 3, b'a', b'b']
+        );
+        assert_eq!(
+            rst_stream(3, Status::RefusedStream),
+            [0x80, 3, 0, 3, 0, 0, 0, 8, 0, 0, 0, 3, 0, 0, 0, 3]
+        );
+        assert_eq!(ping(1), [0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 1]);
+        assert_eq!(
+            goaway(9, Away::ProtocolError),
+            [0x80, 3, 0, 7, 0, 0, 0, 8, 0, 0, 0, 9, 0, 0, 0, 1]
+        );
+    }
+}

@@ -170,3 +170,108 @@ const TEXT: &str = "100101201202205206300302303304305306307402405406407408409410
     Oct Nov Dec 00:00:00 Mon, Tue, Wed, Thu, Fri, Sat, Sun, GMTchunked,text/html,image/png,image/jpg,image/gif,\
     application/xml,application/xhtml+xml,text/plain,text/javascript,publicprivatemax-age=gzip,deflate,sdchcharset=utf-8\
     charset=iso-8859-1,utf-,*,enq=0.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::streaming::spdy::client::{Encoder, plain};
+
+    fn text(headers: &Headers) -> Vec<(&str, &str)> {
+        headers
+            .0
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect()
+    }
+
+    #[test]
+    fn blocks_share_one_compression_and_its_dictionary() {
+        let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new());
+        for port in ["80", "8080", ""] {
+            let pairs = [("port", port), ("streamtype", "data")];
+            let read = decoder.read(&encoder.block(&plain(&pairs))).unwrap();
+            assert_eq!(text(&read), pairs);
+        }
+        // Without the ones before, it can't be read.
+        let block = encoder.block(&plain(&[]));
+        assert!(matches!(Decoder::new().read(&block), Err(Fault::Lost(_))));
+    }
+
+    #[test]
+    fn the_dictionary_is_the_specification_s() {
+        assert_eq!(dictionary().len(), 1423);
+        let mut checked = Encoder::new();
+        assert_eq!(checked.block(&[])[2..6], FIRST_NONE[2..6], "its checksum");
+    }
+
+    #[test]
+    fn no_headers_are_read_by_zlib_as_often_as_they_come() {
+        let mut decoder = Decoder::new();
+        assert_eq!(decoder.read(&FIRST_NONE), Ok(Headers::default()));
+        for _ in 0..3 {
+            assert_eq!(decoder.read(&NONE), Ok(Headers::default()));
+        }
+    }
+
+    #[test]
+    fn the_first_of_several_values_is_taken() {
+        let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new());
+        let block = encoder.block(&plain(&[("port", "80\x0081"), ("none", "")]));
+        let read = decoder.read(&block).unwrap();
+        assert_eq!(read.get("port"), Some("80"));
+        assert_eq!(read.get("none"), Some(""));
+        assert_eq!(read.get("Port"), None);
+    }
+
+    #[test]
+    fn nonsense_ends_a_stream_and_the_next_block_is_read_as_ever() {
+        let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new());
+        let mut cut = plain(&[("port", "80")]);
+        cut.pop();
+        let mut long = plain(&[("port", "80")]);
+        long.push(0);
+        let many: Vec<_> = (0..65).map(|i| (format!("n{i}"), String::new())).collect();
+        let many: Vec<_> = many
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        for nonsense in [
+            cut,
+            long,
+            vec![],
+            vec![0xff; 4],
+            vec![0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff],
+            vec![0, 0, 0, 1, 0, 0, 0, 1, 0xff, 0, 0, 0, 0],
+            plain(&[("Port", "80")]),
+            plain(&[("", "80")]),
+            plain(&[("a\0b", "80")]),
+            plain(&[("port", "80"), ("port", "81")]),
+            plain(&many),
+        ] {
+            assert_eq!(
+                decoder.read(&encoder.block(&nonsense)),
+                Err(Fault::Nonsense),
+                "{nonsense:?}"
+            );
+        }
+        assert!(decoder.read(&encoder.block(&plain(&[("port", "80")]))).is_ok());
+    }
+
+    #[test]
+    fn what_unpacks_to_too_much_or_not_at_all_ends_the_connection() {
+        let lost = |block: &[u8]| matches!(Decoder::new().read(block), Err(Fault::Lost(_)));
+        let bomb = Encoder::new().block(&vec![0; 1 << 20]);
+        assert!(bomb.len() < 2048);
+        assert!(lost(&bomb));
+        assert!(matches!(
+            Decoder::new().read(&Encoder::new().block(&vec![0; BLOCK_MAX])),
+            Err(Fault::Nonsense)
+        ));
+        assert!(lost(b"GET /"));
+        // Another dictionary, or none of zlib's headers.
+        assert!(lost(&[0x78, 0xbb, 1, 2, 3, 4, 0, 0, 0, 0xff, 0xff]));
+        let mut end = FIRST_NONE;
+        end[6] = 1;
+        assert!(lost(&end));
+    }
+}

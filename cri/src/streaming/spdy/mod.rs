@@ -13,9 +13,13 @@
 //! There are no windows in spdystream: WINDOW_UPDATE is neither sent nor awaited, and a stream that is not read holds the
 //! connection (`Stall`). frame.rs has the layouts, headers.rs the compressed block of names and values.
 
+#[cfg(test)]
+pub(super) mod client;
 mod frame;
 mod headers;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use tokio::sync::mpsc;
 

@@ -36,9 +36,9 @@ const PIECE_MAX: usize = 32 << 10;
 /// All streams' pieces are shorter where there are many: in sum so many bytes for each place in a feed.
 const PIECES_MAX: usize = 2 << 20;
 /// How long a stream may hold the others (`Stall::Reset`).
-const STALLED_MAX: Duration = Duration::from_secs(30);
+const STALLED_MAX: Duration = PING_EVERY.saturating_mul(3);
 /// How often a client is pinged that can't be read because a stream is held: that is how its end is seen.
-const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_EVERY: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 10_000 });
 /// What a client has for closing its end after ours.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -242,7 +242,7 @@ impl<C: AsyncRead> Reader<C> {
                 block,
             } => {
                 let headers = self.decoder.read(block);
-                self.opened(stream, fin)?;
+                self.is_new(stream)?;
                 match headers {
                     Err(Fault::Lost(malformed)) => return Err(malformed.into()),
                     Err(Fault::Nonsense) => self.reset(stream, Status::ProtocolError).await,
@@ -269,7 +269,7 @@ impl<C: AsyncRead> Reader<C> {
     }
 
     /// The client's streams are odd, and each is more than the last.
-    fn opened(&mut self, stream: Id, _fin: bool) -> Result<(), Malformed> {
+    fn is_new(&mut self, stream: Id) -> Result<(), Malformed> {
         let mut streams = self.open.lock();
         if stream.is_multiple_of(2) || stream <= streams.last {
             return Err(Malformed("a SYN_STREAM whose stream is no new one of a client"));

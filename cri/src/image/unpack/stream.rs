@@ -1,12 +1,15 @@
 //! The plain tar of a layer: decompressed, counted, and hashed as it is read.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader, Read};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
 /// So much is decompressed at a time: fits a processor's second cache with what it is made of.
 const PIECE: usize = 128 << 10;
+
+/// The most bytes that tell what it is compressed with.
+const MAGIC: u64 = 6;
 
 /// Headers, records and what fills blocks, of all entries; what is skipped, and what is behind the end.
 const OVERHEAD_MAX: u64 = if cfg!(test) { 8 << 20 } else { 16 << 30 };
@@ -28,10 +31,14 @@ pub(super) struct Plain<'r> {
 
 impl<'r> Plain<'r> {
     /// What it is compressed with is told by its first bytes: media types are not always right, and peers do the same.
-    pub(super) fn new(compressed: impl Read + 'r) -> Result<Self> {
-        let mut compressed = BufReader::with_capacity(PIECE, compressed);
-        let start = compressed.fill_buf().context("read")?;
-        let source: Box<dyn Read + 'r> = match start {
+    pub(super) fn new(mut compressed: impl Read + 'r) -> Result<Self> {
+        // They may come one by one.
+        let mut start = Vec::with_capacity(MAGIC as usize);
+        let read = compressed.by_ref().take(MAGIC).read_to_end(&mut start);
+        read.context("read")?;
+        let compressed = io::Cursor::new(start.clone()).chain(compressed);
+        let compressed = BufReader::with_capacity(PIECE, compressed);
+        let source: Box<dyn Read + 'r> = match &start[..] {
             [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(compressed)),
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(compressed).context("zstd")?;
@@ -153,6 +160,26 @@ mod tests {
             assert_eq!(&start, b"abca");
             assert_eq!(plain.finish().unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn its_first_bytes_may_come_one_by_one() {
+        struct OneByOne<'b>(&'b [u8]);
+        impl Read for OneByOne<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let length = buffer.len().min(1);
+                self.0.read(&mut buffer[..length])
+            }
+        }
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(b"abc").unwrap();
+        let zstd = zstd::encode_all(&b"abc"[..], 1).unwrap();
+        for compressed in [gzip.finish().unwrap(), zstd, b"abc".to_vec()] {
+            let plain = Plain::new(OneByOne(&compressed)).unwrap();
+            let expected = format!("sha256:{:x}", Sha256::digest(b"abc"));
+            assert_eq!(plain.finish().unwrap(), expected);
+        }
+        assert!(Plain::new(OneByOne(b"\xfd7zXZ\0rest")).is_err());
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod cri_cancel;
 mod cri_config;
 mod cri_containers;
 mod cri_crictl;
+mod cri_crictl_shapes;
 mod cri_events;
 mod cri_network;
 mod cri_pods;

@@ -73,8 +73,7 @@ async fn settle(node: Arc<Node>, container: Arc<Container>, looking: Looking) {
     let settled = match record.state {
         State::Making => {
             drop(looking);
-            create::give_up(&node, &container).await;
-            Ok(())
+            create::give_up(&node, &container).await
         }
         State::Created | State::Running { .. } => look(&node, &container, &record, looking).await,
         State::Exited { .. } => Ok(()),

@@ -31,6 +31,7 @@ mod cri_client;
 mod cri_config;
 mod cri_containers;
 mod cri_crictl;
+mod cri_crictl_shapes;
 mod cri_events;
 mod cri_network;
 mod cri_pods;

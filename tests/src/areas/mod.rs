@@ -27,6 +27,7 @@ mod containerd_docker;
 mod containerd_tasks;
 mod cri_bad_input;
 mod cri_cancel;
+mod cri_client;
 mod cri_config;
 mod cri_containers;
 mod cri_crictl;

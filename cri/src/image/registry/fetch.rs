@@ -228,6 +228,7 @@ impl Registry {
             progress,
             kind,
             writer: Some(writer),
+            refused: None,
         };
         let mut rounds = self.rounds(|host| host.pull)?;
         loop {
@@ -467,6 +468,8 @@ struct Blob<'a> {
     progress: &'a Progress,
     kind: &'a str,
     writer: Option<Writer>,
+    /// The unpacker can't take it. Whose fault that is, its digest tells.
+    refused: Option<Error>,
 }
 
 impl Blob<'_> {
@@ -489,20 +492,30 @@ impl Blob<'_> {
         }
         let verifier = self.verifier.take().unwrap_or_else(|| self.fresh.clone());
         let Err(failure) = verifier.finish() else {
-            return Ok(());
+            return self.refused.take().map_or(Ok(()), |error| Err(error.into()));
         };
         // The unpacker has wrong bytes: another host has to begin at the beginning.
         let mixed = std::mem::take(&mut self.mixed);
-        self.progress.lost(self.taken);
-        self.taken = 0;
-        self.writer = None;
-        self.writer = self.layer.begin(self.kind).await?;
+        if !self.restart().await? {
+            return Ok(());
+        }
         // Which of several was wrong is not known.
         Err(if mixed {
             Failure::Broken(failure.to_string())
         } else {
             failure
         })
+    }
+
+    /// It comes again, from its first byte. `false`: another pull has brought it.
+    async fn restart(&mut self) -> Result<bool> {
+        self.progress.lost(self.taken);
+        self.taken = 0;
+        (self.verifier, self.refused) = (None, None);
+        // The old one is gone before there is another.
+        self.writer = None;
+        self.writer = self.layer.begin(self.kind).await?;
+        Ok(self.writer.is_some())
     }
 
     /// How many bytes of the answer the unpacker has already.
@@ -540,8 +553,14 @@ impl Blob<'_> {
         self.verifier
             .get_or_insert_with(|| self.fresh.clone())
             .update(bytes);
-        if let Some(writer) = &mut self.writer {
-            writer.write(bytes).await?;
+        if let Some(writer) = &mut self.writer
+            && let Err(error) = writer.write(bytes).await
+        {
+            if error.kind == Kind::ResourceExhausted {
+                return Err(error.into());
+            }
+            self.writer = None;
+            self.refused = Some(error);
         }
         self.taken += bytes.len() as u64;
         self.progress.came(bytes.len() as u64);

@@ -25,6 +25,9 @@ use crate::image::reference::{Object, Reference};
 use crate::image::{Wanted, Writer};
 use crate::log;
 
+/// A layer that several hosts give parts of, of which some are wrong, is begun anew so often.
+const MAX_RESTARTS: u32 = 4;
+
 /// A registry, as one pull sees it.
 pub(crate) struct Registry {
     reference: Reference,
@@ -224,6 +227,8 @@ impl Registry {
             verifier: None,
             source: None,
             mixed: false,
+            unmixed: false,
+            restarts: 0,
             layer: wanted,
             progress,
             kind,
@@ -464,6 +469,10 @@ struct Blob<'a> {
     source: Option<String>,
     /// The bytes are from several hosts.
     mixed: bool,
+    /// Bytes from several were wrong: they are never mixed again, ...
+    unmixed: bool,
+    /// ... which began it anew so often.
+    restarts: u32,
     layer: &'a Wanted,
     progress: &'a Progress,
     kind: &'a str,
@@ -476,10 +485,22 @@ impl Blob<'_> {
     /// Goes on with it from a host, to its end.
     async fn fetch(&mut self, served: &Served, reference: &Reference) -> std::result::Result<(), Failure> {
         if self.taken < self.size || self.size == 0 {
-            let response = served.ask(reference, Method::GET, &self.path, self.taken).await?;
+            let source = Some(served.client.base());
+            let anew = self.unmixed && self.taken > 0 && self.source != source;
+            if anew && self.restarts == MAX_RESTARTS {
+                let why = format_args!("{}: no host gives all of it", self.path);
+                return Err(Failure::wrong(why));
+            }
+            let from = if anew { 0 } else { self.taken };
+            let response = served.ask(reference, Method::GET, &self.path, from).await?;
+            if anew {
+                self.restarts += 1;
+                if !self.restart().await? {
+                    return Ok(());
+                }
+            }
             let mut skip = self.begin(&response)?;
             let mut body = response.into_body();
-            let source = Some(served.client.base());
             self.mixed |= self.taken > 0 && self.source != source;
             self.source = source;
             while let Some(bytes) = served.client.next(&mut body).await? {
@@ -496,6 +517,7 @@ impl Blob<'_> {
         };
         // The unpacker has wrong bytes: another host has to begin at the beginning.
         let mixed = std::mem::take(&mut self.mixed);
+        self.unmixed |= mixed;
         if !self.restart().await? {
             return Ok(());
         }

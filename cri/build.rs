@@ -1,4 +1,4 @@
-//! Makes Rust of `proto/api.proto`, without `protoc`.
+//! Makes Rust of `proto/api.proto` and `proto/rtc_cri.proto`, without `protoc`.
 
 /// Its Debug is written by hand: it has secrets (`src/proto.rs`).
 const SECRET: &str = ".runtime.v1.AuthConfig";
@@ -24,4 +24,9 @@ fn main() {
             .message_attribute(message, "#[serde(default)]");
     }
     generator.compile_fds(descriptors).expect("proto/api.proto");
+    let ours = protox::compile(["rtc_cri.proto"], ["proto"]).expect("proto/rtc_cri.proto");
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .compile_fds(ours)
+        .expect("proto/rtc_cri.proto");
 }

@@ -1,6 +1,7 @@
 //! `config.toml`: every key has a default, an unknown one is refused. `cri/config.toml` documents them all.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -47,6 +48,7 @@ pub(crate) struct Config {
     pub(crate) handlers: BTreeMap<String, Handler>,
     pub(crate) cni: CniConfig,
     pub(crate) images: ImagesConfig,
+    pub(crate) streaming: StreamingConfig,
     /// Messages of each call.
     pub(crate) debug: bool,
 }
@@ -102,6 +104,19 @@ pub(crate) struct ImagesConfig {
     pub(crate) stall_timeout: NonZeroU64,
 }
 
+/// Where Exec, Attach and PortForward are served.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct StreamingConfig {
+    /// Port 0: any, another one at each start.
+    pub(crate) address: SocketAddr,
+    /// A connection without a byte in either direction is closed after so many seconds; 0: never.
+    pub(crate) idle_timeout_seconds: u64,
+    /// PEM: the certificate chain of the server; with `tls_key`.
+    pub(crate) tls_cert: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -118,6 +133,7 @@ impl Default for Config {
             handlers: BTreeMap::new(),
             cni: CniConfig::default(),
             images: ImagesConfig::default(),
+            streaming: StreamingConfig::default(),
             debug: false,
         }
     }
@@ -142,6 +158,42 @@ impl Default for ImagesConfig {
             max_parallel_downloads: const { NonZeroUsize::new(3).expect("not 0") },
             stall_timeout: const { NonZeroU64::new(60).expect("not 0") },
         }
+    }
+}
+
+impl Default for StreamingConfig {
+    fn default() -> Self {
+        Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            // As the kubelet's `streamingConnectionIdleTimeout`.
+            idle_timeout_seconds: 4 * 60 * 60,
+            tls_cert: None,
+            tls_key: None,
+        }
+    }
+}
+
+impl StreamingConfig {
+    fn check(&self) -> Result<()> {
+        if self.tls_cert.is_some() != self.tls_key.is_some() {
+            return Err(Error::invalid(
+                "streaming: tls_cert and tls_key: give both, or neither",
+            ));
+        }
+        let ip = self.address.ip();
+        if ip.is_unspecified() {
+            return Err(Error::invalid(format_args!(
+                "streaming.address: {}: must be one address of this machine, which the URLs of streams can name",
+                self.address
+            )));
+        }
+        if !ip.is_loopback() && self.tls_cert.is_none() {
+            return Err(Error::invalid(format_args!(
+                "streaming.address: {}: others could read along: must be a loopback address, or have tls_cert and tls_key",
+                self.address
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -237,6 +289,7 @@ impl Config {
                 self.state
             )));
         }
+        self.streaming.check()?;
         let names = self.handlers.keys().chain([&self.default_handler]);
         for name in names {
             // As RuntimeClass.handler: a DNS label.
@@ -313,6 +366,23 @@ mod tests {
         assert_eq!(error, "state: \"run\": must be an absolute path");
         let error = Config::parse("[handlers.\"a/b\"]\n").unwrap_err().to_string();
         assert!(error.contains("\"a/b\""), "{error}");
+    }
+
+    #[test]
+    fn streams_are_not_for_the_network_without_tls() {
+        let error = |text: &str| Config::parse(text).unwrap_err().to_string();
+        let bare = error("[streaming]\naddress = \"192.0.2.1:10010\"\n");
+        assert!(
+            bare.contains("192.0.2.1:10010: others could read along"),
+            "{bare}"
+        );
+        let half = error("[streaming]\ntls_cert = \"/c\"\n");
+        assert!(half.contains("give both"), "{half}");
+        let pair = "tls_cert = \"/c\"\ntls_key = \"/k\"\n";
+        let all = error(&format!("[streaming]\naddress = \"0.0.0.0:1\"\n{pair}"));
+        assert!(all.contains("must be one address"), "{all}");
+        Config::parse(&format!("[streaming]\naddress = \"192.0.2.1:1\"\n{pair}")).unwrap();
+        Config::parse("[streaming]\naddress = \"[::1]:0\"\n").unwrap();
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `rtc-cri`: the CRI v1 server of rtc.
 #![forbid(unsafe_code)]
 
+mod client;
 mod cni;
 mod config;
 mod container;
@@ -25,24 +26,38 @@ mod streaming;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::SigSet;
 use rtc_cri::proto;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::client::Before;
 use crate::config::Config;
 use crate::error::Result;
 use crate::node::Node;
 
 const USAGE: &str = "\
-rtc-cri: CRI v1 server
+rtc-cri: CRI v1 server, and a small client of it
 
-  rtc-cri [--config FILE]
-
+  rtc-cri [--config FILE]           the server
+CLIENT
   --config FILE   default /etc/rtc-cri/config.toml, which need not exist
+  --socket PATH   the server that the client asks; default: config.toml's
   --print-config  the default configuration, with every key, and end
   --version
+
+Each object and each verb of the client has --help: rtc-cri pod --help, rtc-cri pod run --help.
 ";
+
+/// What it guards. A panic of somebody who had it is a defect of one call, which ends that call only.
+fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn usage() -> String {
+    USAGE.replace("CLIENT\n", client::USAGE)
+}
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1).peekable();
@@ -53,10 +68,22 @@ fn main() -> ExitCode {
     {
         return image::unpack::main(arguments);
     }
-    let mut path: Option<PathBuf> = None;
+    let mut given = Before::default();
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
-            Some("--config") => path = arguments.next().map(PathBuf::from),
+            Some("--config") => match arguments.next() {
+                Some(path) => given.config = Some(path.into()),
+                None => return wrong("--config needs a value: FILE"),
+            },
+            Some("--socket") => match arguments.next() {
+                Some(path) => given.socket = Some(path.into()),
+                None => return wrong("--socket needs a value: PATH"),
+            },
+            Some(object) if client::OBJECTS.contains(&object) => {
+                let words = std::iter::once(argument).chain(arguments);
+                let words = words.map(|word| word.to_string_lossy().into_owned());
+                return client::main(given, words.collect());
+            }
             Some("--print-config") => {
                 print!("{}", config::DEFAULT);
                 return ExitCode::SUCCESS;
@@ -66,22 +93,27 @@ fn main() -> ExitCode {
                 return ExitCode::SUCCESS;
             }
             Some("--help" | "-h") => {
-                print!("{USAGE}");
+                print!("{}", usage());
                 return ExitCode::SUCCESS;
             }
-            _ => {
-                eprint!("rtc-cri: unknown argument {argument:?}\n\n{USAGE}");
-                return ExitCode::from(2);
-            }
+            _ => return wrong(&format!("unknown argument {argument:?}")),
         }
     }
-    match run(path) {
+    if given.socket.is_some() {
+        return wrong("--socket is the client's: the server's is a key of config.toml");
+    }
+    match run(given.config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error(error);
             ExitCode::FAILURE
         }
     }
+}
+
+fn wrong(what: &str) -> ExitCode {
+    eprint!("rtc-cri: {what}\n\n{}", usage());
+    ExitCode::from(2)
 }
 
 fn run(path: Option<PathBuf>) -> Result<()> {

@@ -13,7 +13,7 @@ use std::fmt;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
 
@@ -25,12 +25,13 @@ use crate::events::Events;
 use crate::image::Images;
 use crate::image::pulls::Pulls;
 use crate::journal::{Durability, Journal};
+use crate::locked;
 use crate::sandbox::{self, Sandbox};
 use crate::shim::Shim;
 use crate::shim::cgroup::ShimCgroup;
 use crate::spec::Facts;
-use crate::stats::Rates;
 use crate::status::Handlers;
+use crate::streaming::Streaming;
 
 /// What there is. Lists and statuses come from here, never from a disk or a shim.
 pub(crate) struct Node {
@@ -39,13 +40,14 @@ pub(crate) struct Node {
     pub(crate) pulls: Pulls,
     pub(crate) cni: Cni,
     pub(crate) events: Events,
-    pub(crate) rates: Rates,
     /// The cgroup of all shims.
     pub(crate) shims: ShimCgroup,
     /// What the node is.
     pub(crate) facts: Facts,
     /// What runtime handlers can do, once they were asked.
     pub(crate) handlers: Handlers,
+    /// The server of Exec, Attach and PortForward.
+    pub(crate) streaming: Streaming,
     sandboxes: Mutex<Table<Sandbox>>,
     containers: Mutex<Table<Container>>,
     sandbox_records: Journal<sandbox::Record>,
@@ -135,10 +137,10 @@ impl Node {
             pulls: Pulls::default(),
             cni: Cni::open(&config)?,
             events: Events::new(),
-            rates: Rates::default(),
             shims: ShimCgroup::open(&config),
             facts: Facts::detect(&config)?,
             handlers: Handlers::default(),
+            streaming: Streaming::bind(&config.streaming)?,
             sandboxes: Mutex::default(),
             containers: Mutex::default(),
             sandbox_records,
@@ -296,10 +298,6 @@ fn only(state: &Path) -> Result<std::fs::File> {
             Err(Error::from(anyhow::Error::from(error)).context(path.display().to_string()))
         }
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -16,6 +16,19 @@ mod generated {
 
 pub use generated::*;
 
+/// What rtc-cri answers beside CRI (`proto/rtc_cri.proto`), generated.
+#[expect(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    unused_qualifications,
+    reason = "generated; its words are in the .proto"
+)]
+pub mod extension {
+    tonic::include_proto!("rtc.cri.v1");
+}
+
 /// Which secrets there are, never what they are: requests are printed by logs and by errors.
 impl fmt::Debug for AuthConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

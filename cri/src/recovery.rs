@@ -2,18 +2,21 @@
 //!
 //! ```text
 //! sandbox:    its shim is connected to, if it lives                     (sandbox/recover.rs)
-//! container:  Making ──> removed          nobody was told of it
-//!             Created, Running ── State ──┬─ created, running ──> so it is; Wait
-//!                                         ├─ stopped ──> Exited, as the shim has kept it
-//!                                         └─ the shim is gone, or does not know it ──> killed; Exited, code 255
-//! bundles, upper layers and networks that no record names are removed
+//! container:  Making ──> removed*         nobody was told of it
+//!             Created, Running ── State ──┬─ created, running, no answer ──> so it is; Wait
+//!                                         ├─ stopped ──> Exited*, as the shim has kept it
+//!                                         └─ the shim is gone, or does not know it ──> killed; Exited*, code 255
+//! what streams have left in a bundle is ended and removed*              (streaming/exec.rs)
+//! bundles, upper layers and networks that no record names are removed*
 //! ```
+//!
+//! `*`: in the background, in its turn. A file system that hangs may hold it up for minutes, and must not hold up the node;
+//! who asks for one of these meanwhile waits for the turn.
 
 use std::collections::HashSet;
-use std::path::Path;
 use std::sync::Arc;
 
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
 
 use crate::container::{self, Container, State, clean, create, exit};
 use crate::error::{Kind, Result};
@@ -22,41 +25,57 @@ use crate::log;
 use crate::node::Node;
 use crate::sandbox;
 use crate::shim::{self, Phase};
+use crate::streaming;
+
+/// Held by who still finds out what is true of one sandbox or container; dropped before what may take long.
+pub(crate) type Looking = mpsc::Sender<()>;
 
 /// Makes the node's memory true again. Nothing in it stops the server: what fails is said.
 pub(crate) async fn recover(node: &Arc<Node>) {
-    let mut sandboxes = JoinSet::new();
+    let (looking, all_known) = mpsc::channel(1);
     for sandbox in node.sandboxes() {
-        let node = Arc::clone(node);
-        sandboxes.spawn(async move {
-            if let Err(error) = sandbox::recover::recover(&node, &sandbox).await {
+        let (node, looking) = (Arc::clone(node), looking.clone());
+        tokio::spawn(async move {
+            if let Err(error) = sandbox::recover::recover(&node, &sandbox, looking).await {
                 log::error(format_args!("sandbox {}: {error}", sandbox.id));
             }
         });
     }
-    sandboxes.join_all().await;
-    let mut containers = JoinSet::new();
+    drop(looking);
+    wait(all_known).await;
+    let (looking, all_known) = mpsc::channel(1);
     for container in node.containers() {
-        containers.spawn(settle(Arc::clone(node), container));
+        tokio::spawn(settle(Arc::clone(node), container, looking.clone()));
     }
-    containers.join_all().await;
-    let known: Vec<String> = node.containers().iter().map(|one| one.id.clone()).collect();
-    remove_strays(node, &known).await;
+    drop(looking);
+    wait(all_known).await;
+    let mut known: Vec<String> = node.containers().iter().map(|one| one.id.clone()).collect();
+    // Which ones is decided now: what comes later is not meant.
+    let strays = strays(node, &known).await;
+    // They may run still.
+    known.extend_from_slice(&strays);
+    tokio::spawn(remove_strays(Arc::clone(node), strays));
     node.images.keep_only(&known).await;
     let networks: HashSet<String> = node.sandboxes().iter().map(|one| one.id.clone()).collect();
     // A plugin may take long, and nobody waits for it.
     tokio::spawn(node.cni.reconcile(&networks));
 }
 
-async fn settle(node: Arc<Node>, container: Arc<Container>) {
+/// Until nobody looks any more.
+async fn wait(mut all_known: mpsc::Receiver<()>) {
+    // Nothing is ever sent.
+    let _ = all_known.recv().await;
+}
+
+async fn settle(node: Arc<Node>, container: Arc<Container>, looking: Looking) {
     let _turn = container.turn.lock().await;
     let record = container.record();
     let settled = match record.state {
         State::Making => {
-            create::give_up(&node, &container).await;
-            Ok(())
+            drop(looking);
+            create::give_up(&node, &container).await
         }
-        State::Created | State::Running { .. } => look(&node, &container, &record).await,
+        State::Created | State::Running { .. } => look(&node, &container, &record, looking).await,
         State::Exited { .. } => Ok(()),
     };
     if let Err(error) = settled {
@@ -65,30 +84,51 @@ async fn settle(node: Arc<Node>, container: Arc<Container>) {
 }
 
 /// Asks the shim what it does.
-async fn look(node: &Arc<Node>, container: &Arc<Container>, record: &container::Record) -> Result<()> {
+async fn look(
+    node: &Arc<Node>,
+    container: &Arc<Container>,
+    record: &container::Record,
+    looking: Looking,
+) -> Result<()> {
     let shim = node
         .sandbox(&record.sandbox)
         .ok()
         .and_then(|sandbox| sandbox.shim());
     let Some(shim) = shim else {
+        drop(looking);
         return lose(node, container, "its shim had ended while rtc-cri was down").await;
     };
     let state = match shim.task_state(&container.id).await {
         Ok(state) => state,
         Err(error) if error.kind == Kind::NotFound => {
+            drop(looking);
             return lose(node, container, "its shim does not know it").await;
         }
-        Err(error) => return lose(node, container, &error.to_string()).await,
+        Err(error) if shim.is_lost() => {
+            drop(looking);
+            return lose(node, container, &error.to_string()).await;
+        }
+        // A shim that is slow to answer is no reason to kill what it runs.
+        Err(error) => {
+            exit::watch(node, container, shim);
+            return Err(error);
+        }
     };
     match state.phase {
-        Phase::Creating | Phase::Created => Ok(()),
+        // Perhaps being started, by an earlier rtc-cri.
+        Phase::Creating | Phase::Created => {
+            exit::watch(node, container, shim);
+            Ok(())
+        }
         Phase::Running | Phase::Paused => {
+            streaming::exec::end_left(node, &container.id, &shim);
             running(container, state.pid);
             node.record_container(container).await?;
             exit::watch(node, container, shim);
             Ok(())
         }
         Phase::Stopped(ended) => {
+            drop(looking);
             let ended = exit::exited(container, &shim, ended).await;
             exit::end(node, container, ended).await
         }
@@ -113,31 +153,33 @@ async fn lose(node: &Arc<Node>, container: &Arc<Container>, why: &str) -> Result
 }
 
 /// Bundles of containers that are in no record: it could not be written, or was put aside.
-async fn remove_strays(node: &Node, known: &[String]) {
+async fn strays(node: &Node, known: &[String]) -> Vec<String> {
     let known: HashSet<&str> = known.iter().map(String::as_str).collect();
-    let Ok(program) = shim::start::program(&node.config.shim) else {
-        return;
-    };
+    let mut strays = Vec::new();
     let Ok(mut entries) = tokio::fs::read_dir(node.config.state.join("containers")).await else {
-        return;
+        return strays;
     };
     while let Ok(Some(entry)) = entries.next_entry().await {
-        let name = entry.file_name();
-        let Some(id) = name.to_str().filter(|id| !known.contains(id)) else {
-            continue;
-        };
+        let name = entry.file_name().into_string();
+        strays.extend(name.ok().filter(|id| !known.contains(id.as_str())));
+    }
+    strays
+}
+
+async fn remove_strays(node: Arc<Node>, strays: Vec<String>) {
+    for id in strays {
         log::warn(format_args!(
             "container {id}: there is no record of it: it is removed"
         ));
-        if let Err(error) = remove_stray(node, &program, id).await {
+        if let Err(error) = remove_stray(&node, &id).await {
             log::warn(format_args!("container {id}: {error}"));
         }
     }
 }
 
-async fn remove_stray(node: &Node, program: &Path, id: &str) -> Result<()> {
+async fn remove_stray(node: &Node, id: &str) -> Result<()> {
     let bundle = clean::bundle(node, id);
-    shim::delete(program, id, &bundle).await?;
+    shim::delete(&shim::start::program(&node.config.shim)?, id, &bundle).await?;
     tokio::fs::remove_dir_all(&bundle)
         .await
         .map_err(anyhow::Error::from)?;

@@ -4,7 +4,7 @@
 //! bind ── somebody answers there ──> refused: two servers would undo each other's work
 //!      ── nobody does ──> replaced: a killed server left it
 //! clients: HTTP/2 by hyper, tonic's routes on it
-//! SIGTERM: no new calls ── those on their way come to their end, for a while ── the socket is removed
+//! SIGTERM: no new calls ── streams end, those on their way come to their end, for a while ── the socket is removed
 //! ```
 
 use std::fs::DirBuilder;
@@ -26,11 +26,14 @@ use crate::error::{Error, Kind, Result};
 use crate::log;
 use crate::node::Node;
 use crate::notify::{READY, STOPPING, notify};
+use crate::proto::extension::pulls_server::PullsServer;
 use crate::proto::image_service_server::ImageServiceServer;
 use crate::proto::runtime_service_server::RuntimeServiceServer;
 use crate::service;
 use crate::service::image::Images;
+use crate::service::pulls::Pulls;
 use crate::service::runtime::Runtime;
+use crate::streaming;
 
 /// The largest request, in bytes, as the kubelet's limit is for answers.
 const MESSAGE_MAX: usize = 16 << 20;
@@ -62,8 +65,12 @@ pub(crate) async fn serve(node: Arc<Node>, end: impl Future<Output = ()>) -> Res
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX),
     )
+    .add_service(PullsServer::new(Pulls {
+        node: Arc::clone(&node),
+    }))
     .prepare();
     let clients = GracefulShutdown::new();
+    tokio::spawn(streaming::server::serve(Arc::clone(&node)));
     notify(READY);
     tokio::select! {
         () = accept(&listener, &routes, &clients, Allowed::of(config)) => {}
@@ -71,6 +78,7 @@ pub(crate) async fn serve(node: Arc<Node>, end: impl Future<Output = ()>) -> Res
     }
     notify(STOPPING);
     node.events.close();
+    node.streaming.close();
     let rest = async {
         clients.shutdown().await;
         service::idle().await;

@@ -85,7 +85,7 @@ pub(crate) async fn exec_sync(node: &Arc<Node>, request: ExecSyncRequest) -> Res
 }
 
 /// The container's first process, as CreateContainer kept it.
-async fn init(node: &Node, id: &str) -> Result<Process> {
+pub(crate) async fn init(node: &Node, id: &str) -> Result<Process> {
     let path = clean::bundle(node, id).join(PROCESS);
     let text = tokio::fs::read(&path)
         .await

@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 use oci_spec::image::{Descriptor, Digest, ImageManifest};
 use tokio::task::JoinSet;
 
+use super::progress::Progress;
 use super::pulls::Key;
 use super::reference::Reference;
 use super::registry::auth::Given;
 use super::registry::fetch::Registry;
 use super::registry::manifest::{self, Document, Machine};
+use super::registry::proxy::Proxies;
 use super::{Configuration, Pulled, Wanted};
 use crate::error::{Error, Kind, Result};
 use crate::log;
@@ -43,10 +45,10 @@ pub(crate) async fn pull(node: &Arc<Node>, request: PullImageRequest) -> Result<
         reference: reference.to_string(),
         given: given.clone(),
     };
-    let work = || {
+    let work = |progress| {
         let node = Arc::clone(node);
         async move {
-            let outcome = whole(&node, &reference, given).await;
+            let outcome = whole(&node, &reference, given, &progress).await;
             if let Err(error) = &outcome {
                 log::warn(format_args!("PullImage: {error}"));
             }
@@ -57,11 +59,23 @@ pub(crate) async fn pull(node: &Arc<Node>, request: PullImageRequest) -> Result<
     Ok(PullImageResponse { image_ref })
 }
 
-async fn whole(node: &Arc<Node>, reference: &Reference, given: Given) -> Result<String> {
+async fn whole(
+    node: &Arc<Node>,
+    reference: &Reference,
+    given: Given,
+    progress: &Arc<Progress>,
+) -> Result<String> {
     let begun = Instant::now();
     let config = &node.config.images;
     let stall = Duration::from_secs(config.stall_timeout.get());
-    let registry = Registry::open(reference, &config.certs_dir, given, stall).await?;
+    let registry = Registry::open(
+        reference,
+        &config.certs_dir,
+        given,
+        Proxies::of_environment(),
+        stall,
+    )
+    .await?;
     let here = node.images.find(&reference.to_string());
     let resolved = registry.resolve(here.is_some()).await?;
     let digested = reference.digested(resolved.digest.as_ref());
@@ -78,9 +92,10 @@ async fn whole(node: &Arc<Node>, reference: &Reference, given: Given) -> Result<
     let configuration = Configuration::parse(&json)?;
     check(reference, &manifest, &configuration)?;
     let wanted = node.images.layers(&configuration.diff_ids)?;
-    let registry = Arc::new(registry);
+    progress.begin(manifest.layers().iter().map(Descriptor::size));
+    let source = Arc::new((registry, Arc::clone(progress)));
     let layers = bring(
-        &registry,
+        &source,
         manifest.layers(),
         wanted,
         config.max_parallel_downloads.get(),
@@ -152,7 +167,7 @@ fn check(reference: &Reference, manifest: &ImageManifest, configuration: &Config
 
 /// All layers, the lowest first and so many at once: each waits in the end for those below it.
 async fn bring(
-    registry: &Arc<Registry>,
+    source: &Arc<(Registry, Arc<Progress>)>,
     descriptors: &[Descriptor],
     wanted: Vec<Wanted>,
     at_once: usize,
@@ -166,9 +181,10 @@ async fn bring(
         while running.len() < at_once
             && let Some((at, (descriptor, wanted))) = waiting.next()
         {
-            let registry = Arc::clone(registry);
+            let source = Arc::clone(source);
             running.spawn(async move {
-                registry.layer(&descriptor, &wanted).await?;
+                let (registry, progress) = &*source;
+                registry.layer(&descriptor, &wanted, progress).await?;
                 Ok::<_, Error>((at, wanted))
             });
         }

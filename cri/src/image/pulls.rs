@@ -1,13 +1,15 @@
 //! Pulls under way: one for all who want the same image with the same credentials, and none when nobody waits any more.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use super::progress::Progress;
 use super::registry::auth::Given;
 use crate::error::{Error, Kind, Result};
+use crate::locked;
 
 /// What makes two pulls the same. Who has other credentials has to show them himself.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -31,6 +33,7 @@ impl std::fmt::Debug for Pulls {
 
 /// One, which ends with the last who waits for it.
 struct Pull {
+    progress: Arc<Progress>,
     outcome: watch::Receiver<Option<Outcome>>,
     task: AbortHandle,
 }
@@ -47,7 +50,7 @@ impl Pulls {
     /// # Errors
     ///
     /// The pull's.
-    pub(crate) async fn join<W>(&self, key: Key, work: impl FnOnce() -> W) -> Result<String>
+    pub(crate) async fn join<W>(&self, key: Key, work: impl FnOnce(Arc<Progress>) -> W) -> Result<String>
     where
         W: Future<Output = Result<String>> + Send + 'static,
     {
@@ -64,11 +67,22 @@ impl Pulls {
         }
     }
 
-    fn find_or_start<W>(&self, key: Key, work: impl FnOnce() -> W) -> Arc<Pull>
+    /// How far a pull of this has come, whoever wants it; `None`: there is none.
+    pub(crate) fn progress(&self, reference: &str) -> Option<Arc<Progress>> {
+        let pulls = locked(&self.0);
+        let mut running = pulls.iter().filter(|(key, _)| key.reference == reference);
+        running.find_map(|(_, pull)| {
+            let pull = pull.upgrade()?;
+            let runs = pull.outcome.borrow().is_none();
+            runs.then(|| Arc::clone(&pull.progress))
+        })
+    }
+
+    fn find_or_start<W>(&self, key: Key, work: impl FnOnce(Arc<Progress>) -> W) -> Arc<Pull>
     where
         W: Future<Output = Result<String>> + Send + 'static,
     {
-        let mut pulls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pulls = locked(&self.0);
         pulls.retain(|_, pull| pull.strong_count() > 0);
         // One that is over says nothing of the registry as it is now.
         if let Some(pull) = pulls.get(&key).and_then(Weak::upgrade)
@@ -77,12 +91,14 @@ impl Pulls {
             return pull;
         }
         let (sender, outcome) = watch::channel(None);
-        let work = work();
+        let progress = Arc::new(Progress::default());
+        let work = work(Arc::clone(&progress));
         let task = tokio::spawn(async move {
             let outcome = work.await.map_err(|error| (error.kind, error.to_string()));
             sender.send_replace(Some(outcome));
         });
         let pull = Arc::new(Pull {
+            progress,
             outcome,
             task: task.abort_handle(),
         });
@@ -116,9 +132,9 @@ mod tests {
         ended: AtomicU32,
     }
 
-    fn work(count: &Arc<Count>, milliseconds: u64) -> impl FnOnce() -> Work {
+    fn work(count: &Arc<Count>, milliseconds: u64) -> impl FnOnce(Arc<Progress>) -> Work {
         let count = Arc::clone(count);
-        move || {
+        move |_| {
             Box::pin(async move {
                 count.begun.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(Duration::from_millis(milliseconds)).await;

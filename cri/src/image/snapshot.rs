@@ -13,7 +13,7 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context as _, Result as Anyhow};
 
@@ -21,6 +21,7 @@ use super::layers::{self, Layers};
 use super::usage::Measured;
 use super::{Image, Images, RootMount, Usage, Users};
 use crate::error::{Error, Kind, Result};
+use crate::locked;
 use crate::log;
 
 /// What containers use.
@@ -38,8 +39,6 @@ struct Snapshot {
     layers: Vec<u32>,
     /// Those of its volumes.
     volumes: Vec<u32>,
-    /// Whether the node's table of layers counts this use: not where the image was gone when the server started.
-    counted: bool,
     measured: Arc<Measured>,
 }
 
@@ -78,21 +77,14 @@ impl Snapshots {
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Snapshot>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.known)
     }
 
     /// Counts the uses of those that were there at the start.
     pub(super) fn count(&self, layers: &Layers) {
-        for snapshot in self.known().values_mut() {
-            snapshot.counted = layers.hold(&snapshot.all());
+        for snapshot in self.known().values() {
+            layers.adopt(&snapshot.all());
         }
-    }
-
-    /// Whether a container uses a layer.
-    pub(super) fn uses(&self, number: u32) -> bool {
-        self.known()
-            .values()
-            .any(|snapshot| snapshot.all().contains(&number))
     }
 
     /// Containers, in no order.
@@ -103,20 +95,14 @@ impl Snapshots {
     /// Remembers the layers of a container's image, which are held: those that it had before, to be released.
     fn set_layers(&self, container: &str, numbers: Vec<u32>) -> Vec<u32> {
         let mut known = self.known();
-        let snapshot = known.entry(container.to_owned()).or_insert_with(|| Snapshot {
-            counted: true,
-            ..Snapshot::default()
-        });
+        let snapshot = known.entry(container.to_owned()).or_default();
         std::mem::replace(&mut snapshot.layers, numbers)
     }
 
     /// Remembers the layers of a volume, which are held: those of all volumes.
     pub(super) fn add_volume(&self, container: &str, numbers: &[u32]) -> Vec<u32> {
         let mut known = self.known();
-        let snapshot = known.entry(container.to_owned()).or_insert_with(|| Snapshot {
-            counted: true,
-            ..Snapshot::default()
-        });
+        let snapshot = known.entry(container.to_owned()).or_default();
         snapshot.volumes.extend(numbers);
         snapshot.volumes.clone()
     }
@@ -197,25 +183,9 @@ impl Images {
         }
         let removed = self.snapshots.known().remove(container);
         if let Some(snapshot) = removed {
-            if snapshot.counted {
-                self.layers.release(&snapshot.all());
-            } else {
-                self.remove_unused(&snapshot.all());
-            }
+            self.layers.release(&snapshot.all());
         }
         Ok(())
-    }
-
-    /// Layers of an image that was removed before this server started.
-    fn remove_unused(&self, numbers: &[u32]) {
-        for number in numbers {
-            if !self.layers.knows(*number)
-                && !self.snapshots.uses(*number)
-                && let Some(directory) = self.layers.path(*number).parent()
-            {
-                layers::remove_later(directory.to_owned());
-            }
-        }
     }
 
     /// At the start, when the containers are known: everything of others is removed.

@@ -1,7 +1,7 @@
 //! What becomes of a sandbox that an earlier rtc-cri recorded.
 //!
 //! ```text
-//! Making    nobody was told of it: taken back, or Ended where that fails
+//! Making    nobody was told of it: taken back, in the background, or Ended where that fails
 //! Ready     its shim is connected to, and watched; Ended where that is gone
 //! Ended     its shim is connected to, if it lives: StopPodSandbox needs it
 //! Stopped   nothing
@@ -13,19 +13,22 @@ use super::{Sandbox, State, bundle, end};
 use crate::error::Result;
 use crate::log;
 use crate::node::Node;
+use crate::recovery::Looking;
 use crate::shim::Shim;
 
-/// Compares it with what is true. Whoever asks for the sandbox meanwhile waits for its turn.
+/// Compares it with what is true. Whoever asks for the sandbox meanwhile waits for its turn, which is taken before `looking`
+/// is dropped.
 ///
 /// # Errors
 ///
 /// It can't be recorded.
-pub(crate) async fn recover(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<()> {
+pub(crate) async fn recover(node: &Arc<Node>, sandbox: &Arc<Sandbox>, looking: Looking) -> Result<()> {
     let _turn = sandbox.turn.lock().await;
     let record = sandbox.record();
     match (record.state, &record.shim) {
         (State::Stopped, _) => return Ok(()),
         (State::Making, _) => {
+            drop(looking);
             log::info(format_args!(
                 "sandbox {}: was never whole: taken back",
                 sandbox.id

@@ -4,6 +4,7 @@
 //! in a task of its own, to its end (`whole`): the kubelet's next try finds it done, or joins it.
 
 pub(crate) mod image;
+pub(crate) mod pulls;
 pub(crate) mod runtime;
 
 use std::pin::Pin;
@@ -21,14 +22,15 @@ pub(crate) type Stream<T> = Pin<Box<dyn tokio_stream::Stream<Item = std::result:
 /// So many items are in one message of a list that is streamed.
 const PIECE: usize = 128;
 
-/// Verbs that change something, and are on their way.
+/// Verbs that change something, and are on their way; streams, too.
 static RUNNING: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
 
 /// Counts one of them, while it is there.
-struct Running;
+#[derive(Debug)]
+pub(crate) struct Running;
 
 impl Running {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         RUNNING.send_modify(|running| *running += 1);
         Self
     }

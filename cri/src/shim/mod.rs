@@ -5,6 +5,7 @@
 //! sandbox.rs  CreateSandbox StartSandbox ... ShutdownSandbox       the pod
 //! task.rs     Create Start Kill Wait Delete ...                    its containers
 //! exec.rs     ExecSync (a stream)
+//! streams.rs  Exec ... ResizePty CloseIO, Attach                   processes behind FIFOs
 //! dead.rs     containerd-shim-rtc-v2 delete, for one that is gone
 //! cgroup.rs   where shims are
 //! messages.rs what they say
@@ -22,6 +23,7 @@ mod messages;
 mod options;
 mod sandbox;
 pub(crate) mod start;
+mod streams;
 mod task;
 
 use std::fmt;
@@ -42,6 +44,7 @@ pub(crate) use dead::delete;
 pub(crate) use exec::Exec;
 pub(crate) use options::Options;
 pub(crate) use sandbox::Namespace;
+pub(crate) use streams::Stdio;
 pub(crate) use task::{Exit, Mount, Phase, Task};
 
 /// Calls that make or change something: a worker, mounts, systemd.

@@ -240,7 +240,7 @@ impl Mount {
 }
 
 impl Exit {
-    fn new(status: u32, at: &MessageField<Timestamp>) -> Self {
+    pub(super) fn new(status: u32, at: &MessageField<Timestamp>) -> Self {
         let nanoseconds = at.as_ref().map(|at| {
             at.seconds
                 .saturating_mul(1_000_000_000)

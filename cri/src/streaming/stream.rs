@@ -13,7 +13,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use hyper::body::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 /// What may wait in a connection's queue, in bytes.
 const QUEUE_MAX: usize = 256 << 10;
@@ -49,12 +49,27 @@ pub(super) struct Output {
     id: Id,
     queue: Queue,
     finished: bool,
+    /// Ends where the client resets this one stream.
+    cut: Option<watch::Receiver<()>>,
+}
+
+/// The framing's hold on an [`Output`]. Dropping it lets the output know that the client takes no more of it.
+#[derive(Debug)]
+pub(super) struct Hold {
+    _cut: watch::Sender<()>,
 }
 
 /// Where all outputs of a connection put what they send.
 #[derive(Debug, Clone)]
 pub(super) struct Queue {
     messages: mpsc::UnboundedSender<(Id, Message)>,
+    room: Arc<Semaphore>,
+}
+
+/// A [`Queue`] that does not keep its connection open.
+#[derive(Debug)]
+pub(super) struct WeakQueue {
+    messages: mpsc::WeakUnboundedSender<(Id, Message)>,
     room: Arc<Semaphore>,
 }
 
@@ -122,6 +137,23 @@ impl Queue {
             id,
             queue: self.clone(),
             finished: false,
+            cut: None,
+        }
+    }
+
+    /// The output half of a stream that a client can reset alone.
+    pub(super) fn held_output(&self, id: Id) -> (Output, Hold) {
+        let (hold, cut) = watch::channel(());
+        let mut output = self.output(id);
+        output.cut = Some(cut);
+        (output, Hold { _cut: hold })
+    }
+
+    /// For who makes outputs as long as somebody else wants them.
+    pub(super) fn downgrade(&self) -> WeakQueue {
+        WeakQueue {
+            messages: self.messages.downgrade(),
+            room: Arc::clone(&self.room),
         }
     }
 
@@ -135,21 +167,49 @@ impl Queue {
     }
 }
 
+impl WeakQueue {
+    /// `None`: nobody wants more of this connection.
+    pub(super) fn upgrade(&self) -> Option<Queue> {
+        let messages = self.messages.upgrade()?;
+        let room = Arc::clone(&self.room);
+        Some(Queue { messages, room })
+    }
+}
+
 impl Output {
     /// Sends a piece; waits for room.
     ///
     /// # Errors
     ///
-    /// The client has gone.
+    /// The client has gone, or has reset this stream.
     pub(super) async fn send(&self, mut data: Bytes) -> Result<(), Gone> {
         while !data.is_empty() {
             let piece = data.split_to(data.len().min(QUEUE_MAX));
             let size = u32::try_from(piece.len()).map_err(|_| Gone)?;
             let room = Arc::clone(&self.queue.room).acquire_many_owned(size);
-            let room = room.await.map_err(|_| Gone)?;
+            let room = tokio::select! {
+                biased;
+                () = self.closed() => return Err(Gone),
+                room = room => room.map_err(|_| Gone)?,
+            };
             self.queue.send(self.id, Message::Data(piece, room))?;
         }
         Ok(())
+    }
+
+    /// Waits until the client has gone, or has reset this stream.
+    pub(super) async fn closed(&self) {
+        let cut = async {
+            match self.cut.clone() {
+                // Nothing is ever sent: this is its sender's end.
+                Some(mut cut) => drop(cut.changed().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = cut => {}
+            () = self.queue.closed() => {}
+        }
     }
 
     /// Closes our half: the client reads its end.
@@ -212,6 +272,30 @@ mod tests {
         drop(outbox);
         assert_eq!(waiting.send(vec![1].into()).await, Err(Gone));
         queue.closed().await;
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_the_client_resets_ends_alone() {
+        let (queue, _outbox) = queue();
+        let (output, hold) = queue.held_output(1);
+        let (other, _hold) = queue.held_output(3);
+        output.send("x".into()).await.unwrap();
+        drop(hold);
+        output.closed().await;
+        assert_eq!(output.send("x".into()).await, Err(Gone));
+        other.send("x".into()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_weak_queue_keeps_nothing_open() {
+        let (queue, mut outbox) = queue();
+        let weak = queue.downgrade();
+        let output = weak.upgrade().unwrap().output(1);
+        drop(queue);
+        output.finish();
+        assert!(weak.upgrade().is_none());
+        assert!(matches!(outbox.next().await, Some((1, Message::End))));
+        assert!(outbox.next().await.is_none());
     }
 
     #[tokio::test]

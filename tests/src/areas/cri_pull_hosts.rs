@@ -18,7 +18,7 @@ use crate::wait;
 const LAYERS: &[&[(&str, &[u8])]] = &[&[("one", b"1")]];
 
 /// Writes the `hosts.toml` of a registry.
-fn hosts(cri: &Cri<'_>, registry: &str, text: &str) -> Result {
+pub(super) fn hosts(cri: &Cri<'_>, registry: &str, text: &str) -> Result {
     let directory = cri.directory.join("certs.d").join(registry);
     fs::create_dir_all(&directory)?;
     Ok(fs::write(directory.join("hosts.toml"), text)?)
@@ -302,10 +302,10 @@ test!(
 );
 
 /// The peers' registry behind TLS; certificates: `tests/certificates/README`.
-struct Tls(Child);
+pub(super) struct Tls(Child);
 
 impl Tls {
-    fn start(cri: &Cri<'_>, client: bool) -> Result<Self> {
+    pub(super) fn start(cri: &Cri<'_>, client: bool) -> Result<Self> {
         // The machine has this program, not its sources.
         for (name, text) in [
             ("ca.pem", include_str!("../../certificates/ca.pem")),
@@ -352,7 +352,7 @@ impl Drop for Tls {
     }
 }
 
-const IMAGE: &str = "registry.test/e2e-test-images/busybox:1.29-4";
+pub(super) const IMAGE: &str = "registry.test/e2e-test-images/busybox:1.29-4";
 
 test!(
     fn a_registrys_certificate_is_checked(t: &Test) -> Result {

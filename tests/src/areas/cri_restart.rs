@@ -1,14 +1,17 @@
 //! A CRI server that ends and comes back: what it ran goes on, what ended meanwhile is told.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
 
 use crate::cri::proto::*;
-use crate::cri::{Cri, check, with};
+use crate::cri::{Client, Code, Cri, Pod, check, only_ours, refused, with};
+use crate::fuse::Hanging;
 use crate::registry::Result;
 use crate::test;
+use crate::test::{Skip, Test};
 use crate::wait::until;
 
 /// Ends the server by this signal, does something meanwhile, and starts it again.
@@ -158,6 +161,120 @@ test!(
             };
             let status = check("PodSandboxStatus", cri.pod_sandbox_status(request))?.status;
             ensure!(status.is_some_and(|status| status.state() == PodSandboxState::SandboxReady));
+            Ok(())
+        })
+    }
+);
+
+/// A file system that hangs.
+fn hanging(t: &Test) -> Result<Hanging> {
+    Hanging::mount(t.path("hanging"))?.ok_or_else(|| Skip::because("no FUSE"))
+}
+
+/// A container that can't be made before a file system answers: what is to be mounted has its place there.
+fn that_hangs_in_its_shim(pod: &Pod<'_, '_>, hang: &Hanging) -> Result<CreateContainerRequest> {
+    let mut config = pod.container_config("stuck", "sleep 1000")?;
+    config.mounts = [(hang.path.as_path(), "/data"), ("/tmp".as_ref(), "/data/hang")]
+        .map(|(host, container)| Mount {
+            container_path: container.into(),
+            host_path: host.display().to_string(),
+            ..Mount::default()
+        })
+        .to_vec();
+    Ok(pod.creation(config))
+}
+
+/// Sends a call, and goes when it hangs, its answer unread.
+fn until_it_hangs<T: Send + 'static>(
+    client: &Client,
+    hang: &Hanging,
+    call: impl Future<Output = T> + Send + 'static,
+) -> Result {
+    client.wait(async {
+        let call = tokio::spawn(call);
+        while !hang.holds_somebody() && !call.is_finished() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        call.abort();
+    });
+    client.hang_up();
+    ensure!(hang.holds_somebody(), "it does not hang");
+    Ok(())
+}
+
+test!(
+    fn a_create_that_hangs_holds_up_no_restart(t: &Test) -> Result {
+        only_ours(t)?;
+        with(t, |cri| {
+            let pod = cri.pod()?;
+            let web = pod.run("web", "sleep 1000")?;
+            let mut hang = hanging(t)?;
+            let request = that_hangs_in_its_shim(&pod, &hang)?;
+            let other = cri.another_client()?;
+            let mut client = other.runtime();
+            until_it_hangs(
+                &other,
+                &hang,
+                async move { client.create_container(request).await },
+            )?;
+            // The shim waits for what hangs until it may delete it, and rtc-cri for the shim.
+            restart(cri, Signal::SIGKILL, || Ok(()))?;
+            web.exec(&["true"])?.ok()?;
+            ensure!(cri.containers()? == [web.id.clone()], "{:?}", cri.containers()?);
+            pod.run("other", "sleep 1000")?.exec(&["true"])?.ok()?;
+            hang.end();
+            // The same name again: it waits until nothing is left of the first.
+            let config = pod.container_config("stuck", "sleep 1000")?;
+            let again = pod.create(config)?;
+            again.start()?;
+            again.exec(&["true"])?.ok()?;
+            Ok(())
+        })
+    }
+);
+
+test!(
+    fn a_start_that_hangs_over_a_restart_is_not_lost_sight_of(t: &Test) -> Result {
+        only_ours(t)?;
+        with(t, |cri| {
+            let pod = cri.pod()?;
+            let mut hang = hanging(t)?;
+            // Only execve(2) looks for the interpreter.
+            let script = t.path("script");
+            fs::write(&script, "#!/data/hang\n")?;
+            fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+            let mut config = pod.container_config("stuck", "")?;
+            config.command = vec!["/script".into()];
+            config.mounts = [(&hang.path, "/data"), (&script, "/script")]
+                .map(|(host, container)| Mount {
+                    container_path: container.into(),
+                    host_path: host.display().to_string(),
+                    ..Mount::default()
+                })
+                .to_vec();
+            let stuck = pod.create(config)?;
+            let other = cri.another_client()?;
+            let mut client = other.runtime();
+            let request = StartContainerRequest {
+                container_id: stuck.id.clone(),
+            };
+            until_it_hangs(
+                &other,
+                &hang,
+                async move { client.start_container(request).await },
+            )?;
+            restart(cri, Signal::SIGKILL, || Ok(()))?;
+            stuck.is(ContainerState::ContainerCreated)?;
+            // What nothing can kill is not said to have ended.
+            let stop = StopContainerRequest {
+                container_id: stuck.id.clone(),
+                timeout: 0,
+            };
+            refused(cri.stop_container(stop), Code::DeadlineExceeded, &["SIGKILL"])?;
+            stuck.is(ContainerState::ContainerCreated)?;
+            hang.end();
+            let ended = stuck.ended()?;
+            ensure!(ended.exit_code == 137, "{ended:?}");
             Ok(())
         })
     }

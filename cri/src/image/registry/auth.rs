@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
-use hyper::{Method, StatusCode};
+use hyper::{Method, Response, StatusCode};
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
@@ -29,6 +29,8 @@ use crate::proto::AuthConfig;
 
 /// Bytes of a token service's answer.
 const MAX_TOKEN: usize = 1 << 20;
+/// Bytes of an answer that is an error.
+const MAX_REASON: usize = 64 << 10;
 
 /// What was given to show to a registry.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -83,6 +85,15 @@ impl Given {
             Credentials::None
         };
         Ok(given)
+    }
+
+    /// Whether credentials of a pull that name no server go to a host.
+    pub(crate) fn would_go(registry: &str, host: &Host) -> bool {
+        let some = Self {
+            credentials: Credentials::Registry(String::new()),
+            server: None,
+        };
+        some.of(registry, host) != Credentials::None
     }
 
     /// What a host gets of them.
@@ -160,7 +171,7 @@ impl Authorizer {
         &self,
         client: &Client,
         ask: Ask,
-    ) -> std::result::Result<hyper::Response<hyper::body::Incoming>, Failure> {
+    ) -> std::result::Result<Response<Incoming>, Failure> {
         // A token may have run out during a long pull; a second 401 in a row means what it says.
         for last in [false, true] {
             let (header, version) = {
@@ -176,13 +187,19 @@ impl Authorizer {
                 return Ok(response);
             }
             if last {
-                break;
+                return Err(self.denied(&said(client, response).await));
             }
             let challenges = challenges(response.headers());
             let mut state = self.state.lock().await;
             // Of several requests that were refused at once one asks.
             if state.version == version {
-                state.header = Some(self.answer(client, &challenges).await?);
+                match self.answer(client, &challenges).await? {
+                    Some(header) => state.header = Some(header),
+                    None => {
+                        drop(state);
+                        return Err(self.denied(&said(client, response).await));
+                    }
+                }
                 state.version += 1;
             }
         }
@@ -197,27 +214,29 @@ impl Authorizer {
         Failure::Denied(format!("{what}: {hint}"))
     }
 
-    /// What a challenge wants to see.
+    /// What a challenge wants to see; `None`: there is no answer to it.
     async fn answer(
         &self,
         client: &Client,
         challenges: &[Challenge],
-    ) -> std::result::Result<HeaderValue, Failure> {
+    ) -> std::result::Result<Option<HeaderValue>, Failure> {
         let named = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
         if matches!(self.credentials, Credentials::Registry(_)) {
-            return Err(self.denied("401 Unauthorized"));
+            return Ok(None);
         }
         if let Some(challenge) = named("bearer") {
             let token = self.token(client, challenge).await?;
-            return bearer(&token).ok_or_else(|| Failure::wrong("the token can't be sent"));
+            let header = bearer(&token).ok_or_else(|| Failure::wrong("the token can't be sent"))?;
+            return Ok(Some(header));
         }
         if named("basic").is_some()
             && let Credentials::User { name, password } = &self.credentials
         {
-            return basic(name, password)
-                .ok_or_else(|| Failure::wrong("user name and password can't be sent"));
+            let header = basic(name, password)
+                .ok_or_else(|| Failure::wrong("user name and password can't be sent"))?;
+            return Ok(Some(header));
         }
-        Err(self.denied("401 Unauthorized"))
+        Ok(None)
     }
 
     async fn token(&self, client: &Client, challenge: &Challenge) -> std::result::Result<String, Failure> {
@@ -280,7 +299,7 @@ impl Authorizer {
         let status = response.status();
         let retry = retry_after(response.headers());
         if !status.is_success() {
-            let what = format!("token service {place}: {status}");
+            let what = format!("token service {place}: {}", said(client, response).await);
             return Err(match status.as_u16() {
                 400 | 401 | 403 => self.denied(&what),
                 404 | 405 => Failure::Absent(what),
@@ -309,6 +328,47 @@ impl Authorizer {
     }
 }
 
+/// An answer that is an error: its status, and its reason where the body says one.
+pub(super) async fn said(client: &Client, response: Response<Incoming>) -> String {
+    let status = response.status();
+    let body = client.whole(response.into_body(), MAX_REASON).await;
+    format!("{status}{}", body.map(|body| reason(&body)).unwrap_or_default())
+}
+
+/// What a registry or a token service says of an error, made short.
+///
+/// ```text
+/// {"errors": [{"code": "DENIED", "message": "..."}]}           distribution-spec, "Error Codes"
+/// {"error": "invalid_grant", "error_description": "..."}       RFC 6749, 5.2
+/// {"details": "..."} {"message": "..."}                        Docker Hub's token service, GitLab
+/// ```
+fn reason(body: &[u8]) -> String {
+    let Ok(json) = serde_json::from_slice::<serde_json::Value>(body) else {
+        return String::new();
+    };
+    let first = &json["errors"][0];
+    let fields = [
+        &first["code"],
+        &first["message"],
+        &json["error"],
+        &json["error_description"],
+        &json["details"],
+        &json["message"],
+    ];
+    let parts: Vec<String> = fields
+        .iter()
+        .filter_map(|field| field.as_str())
+        .map(|text| text.chars().filter(|c| !c.is_control()).take(200).collect())
+        .filter(|text: &String| !text.is_empty())
+        .take(2)
+        .collect();
+    if parts.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", parts.join(": "))
+    }
+}
+
 /// What is asked of a token service.
 struct Form<'a> {
     realm: &'a str,
@@ -323,7 +383,8 @@ impl Form<'_> {
         if !self.service.is_empty() {
             fields.push(("service", self.service));
         }
-        fields.push(("scope", &self.scope));
+        // One for each; in a POST they are one field (RFC 6749, 3.3).
+        fields.extend(self.scope.split_whitespace().map(|scope| ("scope", scope)));
         if !account.is_empty() {
             fields.push(("account", account));
         }
@@ -645,6 +706,49 @@ mod tests {
             body.ends_with("&client_id=rtc-cri&refresh_token=a%2Bb%3D"),
             "{body}"
         );
+    }
+
+    #[test]
+    fn several_scopes_are_several_parameters_and_one_field() {
+        let form = Form {
+            realm: "https://a.example/token",
+            service: "",
+            scope: "repository:a:pull repository:b:pull".into(),
+        };
+        let get = form.get("").unwrap().uri.to_string();
+        assert!(
+            get.ends_with("?scope=repository%3Aa%3Apull&scope=repository%3Ab%3Apull"),
+            "{get}"
+        );
+        let post = form.post(&[]).unwrap();
+        let body = String::from_utf8(post.body.to_vec()).unwrap();
+        assert!(
+            body.contains("scope=repository%3Aa%3Apull%20repository%3Ab%3Apull"),
+            "{body}"
+        );
+    }
+
+    #[test]
+    fn what_is_said_of_an_error_is_shown_and_made_harmless() {
+        for (body, expected) in [
+            (
+                r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"slow\u001b[31m down"}]}"#,
+                " (TOOMANYREQUESTS: slow[31m down)",
+            ),
+            (
+                r#"{"error":"invalid_grant","error_description":"no"}"#,
+                " (invalid_grant: no)",
+            ),
+            (
+                r#"{"details":"incorrect username or password"}"#,
+                " (incorrect username or password)",
+            ),
+            (r#"{"errors":[]}"#, ""),
+            ("<html>", ""),
+            ("[1]", ""),
+        ] {
+            assert_eq!(reason(body.as_bytes()), expected, "{body}");
+        }
     }
 
     #[test]

@@ -1,16 +1,14 @@
-//! HTTP/1.1 to one host: connections, TLS, proxies, redirects, time limits.
+//! HTTP/1.1 to one host: requests, redirects, time limits.
 //!
 //! ```text
-//! Client::send --> connection of the pool, or: name -> address -> TCP [-> CONNECT of a proxy] [-> TLS]
+//! Client::send --> a connection of the pool, or a new one (connect.rs)
 //!            <-- 2xx, 4xx, 5xx: the caller's
 //!            <-- 3xx: followed; what is a secret of this host stays behind where it leads to another
 //! ```
 
 use std::error::Error as StdError;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full};
@@ -18,23 +16,15 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{
     AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, PROXY_AUTHORIZATION, USER_AGENT,
 };
-use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::{Method, Request, Response, StatusCode, Uri};
-use hyper_util::client::legacy::connect::proxy::Tunnel;
-use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
-use hyper_util::client::proxy::matcher::Matcher;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::pki_types::ServerName;
-use tokio::sync::OnceCell;
-use tokio_rustls::TlsConnector;
-use tower_service::Service;
+use hyper_util::rt::TokioExecutor;
 
 use super::Failure;
-use super::hosts::{self, Host, Scheme, TlsFiles};
+use super::connect::{Connector, NoTls, TLS_TIMEOUT, basic};
+use super::hosts::{Host, Scheme};
 use super::names::Names;
-use super::tls;
+use super::proxy::{Kind, Proxies};
 
-const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 /// As Go's client has it.
 const MAX_REDIRECTS: usize = 10;
 const AGENT: &str = concat!("rtc-cri/", env!("CARGO_PKG_VERSION"));
@@ -70,7 +60,7 @@ pub(super) struct Client {
     /// The headers of `hosts.toml`, for this authority only.
     headers: HeaderMap,
     authority: String,
-    proxies: Arc<Matcher>,
+    proxies: Arc<Proxies>,
     /// `HttpsThenHttp` came to speak HTTP.
     plain: AtomicBool,
     scheme: Scheme,
@@ -85,23 +75,13 @@ impl Client {
     /// # Errors
     ///
     /// One of these files.
-    pub(super) fn new(host: &Host, names: &Names, stall: Duration) -> anyhow::Result<Self> {
-        let proxies = Arc::new(Matcher::from_env());
-        let mut http = HttpConnector::new_with_resolver(names.clone());
-        http.enforce_http(false);
-        http.set_nodelay(true);
-        http.set_keepalive(Some(Duration::from_secs(30)));
-        http.set_connect_timeout(Some(host.dial_timeout));
-        // The system's certificates are many: read when they are needed, which a mirror may spare.
-        let special = host.tls != TlsFiles::default();
-        let secure = special.then(|| tls::configuration(&host.tls)).transpose()?;
-        let secure = secure.map(|configuration| TlsConnector::from(Arc::new(configuration)));
-        let connector = Connector {
-            http,
-            secure: Arc::new(OnceCell::new_with(secure)),
-            proxies: Arc::clone(&proxies),
-            dial_timeout: host.dial_timeout,
-        };
+    pub(super) fn new(
+        host: &Host,
+        names: &Names,
+        proxies: &Arc<Proxies>,
+        stall: Duration,
+    ) -> anyhow::Result<Self> {
+        let connector = Connector::new(host, names, Arc::clone(proxies))?;
         let mut headers = HeaderMap::new();
         for (name, value) in &host.headers {
             let mut value = HeaderValue::from_str(value)?;
@@ -112,7 +92,7 @@ impl Client {
             inner: hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector),
             headers,
             authority: host.authority.clone(),
-            proxies,
+            proxies: Arc::clone(proxies),
             plain: AtomicBool::new(false),
             scheme: host.scheme,
             stall,
@@ -206,10 +186,11 @@ impl Client {
             headers.remove(AUTHORIZATION);
         }
         if uri.scheme_str() == Some("http")
-            && let Some(proxy) = intercept(&self.proxies, uri)
-            && let Some(basic) = proxy.basic_auth()
+            && let Ok(Some(proxy)) = self.proxies.of(uri)
+            && proxy.kind != Kind::Socks5
+            && let Some(basic) = basic(proxy)
         {
-            headers.insert(PROXY_AUTHORIZATION, basic.clone());
+            headers.insert(PROXY_AUTHORIZATION, basic);
         }
         Ok(request)
     }
@@ -320,14 +301,6 @@ fn join(from: &Uri, reference: &str) -> Option<Uri> {
     plain.then_some(uri)
 }
 
-/// The proxy for an address; what is on this machine has none (as Go's `ProxyFromEnvironment`).
-fn intercept(proxies: &Matcher, uri: &Uri) -> Option<hyper_util::client::proxy::matcher::Intercept> {
-    if hosts::is_loopback(uri.authority()?.as_str()) {
-        return None;
-    }
-    proxies.intercept(uri)
-}
-
 fn unreachable(uri: &Uri, error: &(dyn StdError + 'static)) -> Failure {
     let place = uri.authority().map_or("", |authority| authority.as_str());
     Failure::Unreachable(format!("{place}: {}", chain(error)))
@@ -357,160 +330,6 @@ pub(super) fn chain(error: &(dyn StdError + 'static)) -> String {
         text.push_str(&one);
     }
     text
-}
-
-/// The other side speaks no TLS.
-#[derive(Debug)]
-struct NoTls(std::io::Error);
-
-impl std::fmt::Display for NoTls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "TLS: {}", self.0)
-    }
-}
-
-impl StdError for NoTls {}
-
-/// Makes connections.
-#[derive(Clone)]
-struct Connector {
-    http: HttpConnector<Names>,
-    /// A redirect may lead to HTTPS from a host that speaks HTTP.
-    secure: Arc<OnceCell<TlsConnector>>,
-    proxies: Arc<Matcher>,
-    dial_timeout: Duration,
-}
-
-type BoxError = Box<dyn StdError + Send + Sync>;
-
-impl Service<Uri> for Connector {
-    type Response = Stream;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Stream, BoxError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let connector = self.clone();
-        Box::pin(connector.connect(uri))
-    }
-}
-
-impl Connector {
-    async fn connect(mut self, uri: Uri) -> Result<Stream, BoxError> {
-        let proxy = intercept(&self.proxies, &uri);
-        let secure = uri.scheme_str() == Some("https");
-        let dial_timeout = self.dial_timeout;
-        let dial = async {
-            Ok::<_, BoxError>(match &proxy {
-                None => self.http.call(uri.clone()).await?,
-                Some(proxy) if !secure => self.http.call(proxy.uri().clone()).await?,
-                Some(proxy) => {
-                    let mut tunnel = Tunnel::new(proxy.uri().clone(), self.http.clone());
-                    if let Some(basic) = proxy.basic_auth() {
-                        tunnel = tunnel.with_auth(basic.clone());
-                    }
-                    tunnel.call(uri.clone()).await?
-                }
-            })
-        };
-        let tcp = tokio::time::timeout(dial_timeout, dial)
-            .await
-            .map_err(|_| format!("no connection in {} s", dial_timeout.as_secs_f32()))??;
-        if !secure {
-            return Ok(Stream::Plain {
-                tcp,
-                proxied: proxy.is_some(),
-            });
-        }
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let connector = self.secure.get_or_try_init(usual_tls).await?;
-        let handshake = connector.connect(ServerName::try_from(host)?, tcp.into_inner());
-        match tokio::time::timeout(TLS_TIMEOUT, handshake).await {
-            Ok(Ok(stream)) => Ok(Stream::Tls(Box::new(TokioIo::new(stream)))),
-            Ok(Err(error)) if speaks_no_tls(&error) => Err(NoTls(error).into()),
-            Ok(Err(error)) => Err(format!("TLS: {error}").into()),
-            // It may wait for the end of a line of HTTP.
-            Err(_) => {
-                let why = format!("no handshake in {} s", TLS_TIMEOUT.as_secs());
-                Err(NoTls(std::io::Error::new(std::io::ErrorKind::TimedOut, why)).into())
-            }
-        }
-    }
-}
-
-/// By the system's certificates.
-async fn usual_tls() -> Result<TlsConnector, BoxError> {
-    let read = tokio::task::spawn_blocking(|| tls::configuration(&TlsFiles::default()));
-    Ok(TlsConnector::from(Arc::new(read.await??)))
-}
-
-fn speaks_no_tls(error: &std::io::Error) -> bool {
-    let inner = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    matches!(inner, Some(rustls::Error::InvalidMessage(_)))
-        || error.kind() == std::io::ErrorKind::UnexpectedEof
-}
-
-type Tcp = TokioIo<tokio::net::TcpStream>;
-
-/// A connection, with TLS or without.
-enum Stream {
-    Plain { tcp: Tcp, proxied: bool },
-    Tls(Box<TokioIo<tokio_rustls::client::TlsStream<tokio::net::TcpStream>>>),
-}
-
-impl Connection for Stream {
-    fn connected(&self) -> Connected {
-        match self {
-            // Through a proxy the whole address is in the request.
-            Self::Plain { proxied, .. } => Connected::new().proxy(*proxied),
-            Self::Tls(_) => Connected::new(),
-        }
-    }
-}
-
-impl Read for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: ReadBufCursor<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain { tcp, .. } => Pin::new(tcp).poll_read(context, buffer),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_read(context, buffer),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain { tcp, .. } => Pin::new(tcp).poll_write(context, bytes),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_write(context, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain { tcp, .. } => Pin::new(tcp).poll_flush(context),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_flush(context),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain { tcp, .. } => Pin::new(tcp).poll_shutdown(context),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_shutdown(context),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,26 +1,29 @@
 //! What a pull fetches: a registry's hosts are asked in turn, again after a while where that may help; a blob goes on where
 //! a broken connection left it.
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, HeaderName, HeaderValue, RANGE};
+use hyper::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderName, HeaderValue, RANGE};
 use hyper::{Method, Response, StatusCode};
 use oci_spec::image::{Descriptor, Digest};
 
 use super::Failure;
-use super::auth::{Authorizer, Given, retry_after};
+use super::auth::{Authorizer, Given, retry_after, said};
 use super::client::{Ask, Client, parse_uri};
 use super::digest::{self, Verifier};
 use super::hosts::{self, Host};
 use super::manifest::{self, MAX_DOCUMENT};
 use super::names::Names;
+use super::proxy::Proxies;
 use super::rounds::{Rounds, Step};
 use crate::error::{Error, Kind, Result};
+use crate::image::progress::Progress;
 use crate::image::reference::{Object, Reference};
 use crate::image::{Wanted, Writer};
+use crate::locked;
 use crate::log;
 
 /// A registry, as one pull sees it.
@@ -28,7 +31,7 @@ pub(crate) struct Registry {
     reference: Reference,
     hosts: Vec<Served>,
     /// Names of hosts that gave what was wrong or could not be reached: asked no more while there are others.
-    out: Mutex<HashSet<usize>>,
+    out: Mutex<BTreeMap<usize, Failure>>,
 }
 
 struct Served {
@@ -54,18 +57,27 @@ impl Registry {
         reference: &Reference,
         certs_dir: &Path,
         given: Given,
+        proxies: Proxies,
         stall: Duration,
     ) -> Result<Self> {
         let (reference, certs_dir) = (reference.clone(), certs_dir.to_owned());
-        let made = tokio::task::spawn_blocking(move || Self::make(reference, &certs_dir, &given, stall));
+        let make = move || Self::make(reference, &certs_dir, &given, proxies, stall);
+        let made = tokio::task::spawn_blocking(make);
         made.await.map_err(|error| Error::new(Kind::Unknown, error))?
     }
 
-    fn make(reference: Reference, certs_dir: &Path, given: &Given, stall: Duration) -> Result<Self> {
+    fn make(
+        reference: Reference,
+        certs_dir: &Path,
+        given: &Given,
+        proxies: Proxies,
+        stall: Duration,
+    ) -> Result<Self> {
         let names = Names::new()?;
+        let proxies = Arc::new(proxies);
         let mut served = Vec::new();
         for host in hosts::of(certs_dir, &reference.domain)? {
-            let client = Client::new(&host, &names, stall)
+            let client = Client::new(&host, &names, &proxies, stall)
                 .map_err(|error| Error::new(Kind::FailedPrecondition, error).context(host.name()))?;
             let credentials = given.of(&reference.domain, &host);
             served.push(Served {
@@ -109,6 +121,22 @@ impl Registry {
         }
     }
 
+    /// What each host says to the reference: the digest it stands for there, or why not. None is asked twice.
+    pub(crate) async fn probe(&self) -> Vec<String> {
+        let (Object::Tag(object) | Object::Digest(object)) = &self.reference.object;
+        let path = format!("manifests/{object}");
+        let mut answers = Vec::with_capacity(self.hosts.len());
+        for served in &self.hosts {
+            let answer = self.resolve_at(served, &path, None, false).await;
+            let base = served.client.base();
+            answers.push(match answer {
+                Ok(resolved) => format!("{base}: has it: {}", resolved.digest),
+                Err(failure) => format!("{base}: {failure}"),
+            });
+        }
+        answers
+    }
+
     async fn resolve_at(
         &self,
         served: &Served,
@@ -117,12 +145,16 @@ impl Registry {
         ask_only: bool,
     ) -> std::result::Result<Resolved, Failure> {
         if ask_only {
-            let response = served.ask(&self.reference, Method::HEAD, path, 0).await?;
-            if let Some(digest) = named_digest(&response, asked) {
-                return Ok(Resolved {
-                    digest,
-                    content: None,
-                });
+            match served.ask(&self.reference, Method::HEAD, path, 0).await {
+                Ok(response) => {
+                    if let Some(digest) = named_digest(&response, asked) {
+                        let content = None;
+                        return Ok(Resolved { digest, content });
+                    }
+                }
+                // Not every registry knows HEAD.
+                Err(Failure::Wrong(_)) => {}
+                Err(failure) => return Err(failure),
             }
         }
         let response = served.ask(&self.reference, Method::GET, path, 0).await?;
@@ -173,9 +205,15 @@ impl Registry {
     /// # Errors
     ///
     /// As [`Self::resolve`], or the unpacker's.
-    pub(crate) async fn layer(&self, descriptor: &Descriptor, wanted: &Wanted) -> Result<()> {
+    pub(crate) async fn layer(
+        &self,
+        descriptor: &Descriptor,
+        wanted: &Wanted,
+        progress: &Progress,
+    ) -> Result<()> {
         let kind = descriptor.media_type().as_ref();
         let Some(writer) = wanted.begin(kind).await? else {
+            progress.here(descriptor.size(), 0);
             return Ok(());
         };
         let verifier = Verifier::new(descriptor.digest());
@@ -188,6 +226,7 @@ impl Registry {
             source: None,
             mixed: false,
             layer: wanted,
+            progress,
             kind,
             writer: Some(writer),
         };
@@ -203,11 +242,12 @@ impl Registry {
             }
             self.failed_at(&mut rounds, at, failure);
         }
-        match blob.writer {
-            Some(writer) => writer.finish().await,
-            // Another pull brought it meanwhile.
-            None => Ok(()),
+        // Another pull may have brought it meanwhile.
+        if let Some(writer) = blob.writer {
+            writer.finish().await?;
         }
+        progress.here(descriptor.size(), blob.taken);
+        Ok(())
     }
 
     /// Those hosts that may be asked, in their order.
@@ -233,7 +273,10 @@ impl Registry {
                 Step::Pause(pause) => tokio::time::sleep(pause).await,
                 Step::GiveUp => {
                     let named = |(at, failure): (usize, Failure)| (self.hosts[at].client.base(), failure);
-                    let told: Vec<_> = std::mem::take(&mut rounds.told).into_iter().map(named).collect();
+                    // Those that were given up earlier were tried, too.
+                    let mut all = self.out_locked().clone();
+                    all.extend(std::mem::take(&mut rounds.told));
+                    let told: Vec<_> = all.into_iter().map(named).collect();
                     return Err(self.failed(&told));
                 }
             }
@@ -249,18 +292,18 @@ impl Registry {
             )
         });
         if matches!(failure, Failure::Unreachable(_) | Failure::Wrong(_)) {
-            self.out_locked().insert(at);
+            self.out_locked().insert(at, failure.clone());
         }
         rounds.failed(at, failure);
     }
 
-    fn out_locked(&self) -> std::sync::MutexGuard<'_, HashSet<usize>> {
-        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    fn out_locked(&self) -> std::sync::MutexGuard<'_, BTreeMap<usize, Failure>> {
+        locked(&self.out)
     }
 
     fn without_out(&self, all: &[usize]) -> Vec<usize> {
         let out = self.out_locked();
-        let left: Vec<usize> = all.iter().copied().filter(|at| !out.contains(at)).collect();
+        let left: Vec<usize> = all.iter().copied().filter(|at| !out.contains_key(at)).collect();
         if left.is_empty() { all.to_vec() } else { left }
     }
 
@@ -269,9 +312,10 @@ impl Registry {
         self.failed(&[(String::new(), failure)])
     }
 
-    /// One error of all that was tried: its kind is the last host's, which is the registry itself.
+    /// One error of all that was tried: its kind is ours, or the last host's, which is the registry itself.
     fn failed(&self, told: &[(String, Failure)]) -> Error {
-        let kind = told.last().map_or(Kind::Unknown, |(_, failure)| failure.kind());
+        let decides = told.iter().find(|(_, failure)| failure.is_ours()).or(told.last());
+        let kind = decides.map_or(Kind::Unknown, |(_, failure)| failure.kind());
         let mut text = String::new();
         // What the kubelet looks for (cri-api, `ErrRegistryUnavailable`).
         if kind == Kind::Unavailable {
@@ -304,12 +348,7 @@ impl Served {
             self.host.path,
             reference.path
         );
-        // A mirror is told whose image it is (containerd's, and CRI-O's).
-        let namespace = if self.host.upstream && !self.is_stranger(reference) {
-            String::new()
-        } else {
-            format!("?ns={}", reference.domain)
-        };
+        let namespace = namespace(&self.host, reference);
         let mut ask = Ask::new(method, parse_uri(&format!("{address}{namespace}"))?);
         if path.starts_with("manifests/") {
             ask = ask.header(ACCEPT, HeaderValue::from_static(manifest::ACCEPT));
@@ -325,11 +364,14 @@ impl Served {
         }
         let wait = retry_after(response.headers());
         let status = response.status();
-        let reason = match self.client.whole(response.into_body(), 64 << 10).await {
-            Ok(body) => reason(&body),
-            Err(_) => String::new(),
-        };
-        let what = format!("{path}: {status}{reason}");
+        let limit = rate_limit(response.headers());
+        let mut what = format!("{path}: {}", said(&self.client, response).await);
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            what.push_str(&limit);
+        }
+        if let Some(wait) = wait {
+            what.push_str(&format!("; it asks to come again in {} s", wait.as_secs()));
+        }
         Err(match status.as_u16() {
             401 | 403 => Failure::Denied(what),
             404 | 410 => Failure::Absent(what),
@@ -349,32 +391,48 @@ impl Served {
         digest::verify(digest, &content)?;
         Ok(content)
     }
+}
 
-    /// The registry itself, but under an address that is not its name's.
-    fn is_stranger(&self, reference: &Reference) -> bool {
-        let known = match reference.domain.as_str() {
-            "docker.io" => "registry-1.docker.io",
-            domain => domain,
-        };
-        !self.host.authority.eq_ignore_ascii_case(known)
+/// Where a host is asked for what the reference stands for.
+pub(crate) fn address(host: &Host, reference: &Reference) -> String {
+    let (Object::Tag(object) | Object::Digest(object)) = &reference.object;
+    let (base, repository) = (host.name() + &host.path, &reference.path);
+    format!(
+        "{base}/{repository}/manifests/{object}{}",
+        namespace(host, reference)
+    )
+}
+
+/// A host that is not the registry by its own name is told whose image it is (containerd's, and CRI-O's).
+fn namespace(host: &Host, reference: &Reference) -> String {
+    let known = match reference.domain.as_str() {
+        "docker.io" => "registry-1.docker.io",
+        domain => domain,
+    };
+    if host.upstream && host.authority.eq_ignore_ascii_case(known) {
+        String::new()
+    } else {
+        format!("?ns={}", reference.domain)
     }
 }
 
-/// What a registry says of an error (distribution-spec, "Error Codes"), made short.
-fn reason(body: &[u8]) -> String {
-    let Ok(json) = serde_json::from_slice::<serde_json::Value>(body) else {
-        return String::new();
+/// How many requests the registry allows, as Docker Hub says it (`ratelimit-limit: 100;w=21600`).
+fn rate_limit(headers: &HeaderMap) -> String {
+    let number = |name: &str| {
+        let text = headers.get(name)?.to_str().ok()?;
+        let (number, window) = text.split_once(";w=").unwrap_or((text, ""));
+        let window = window
+            .parse::<u64>()
+            .ok()
+            .map(|seconds| format!(" in {seconds} s"));
+        Some((number.trim().parse::<u64>().ok()?, window.unwrap_or_default()))
     };
-    let error = &json["errors"][0];
-    let parts: Vec<String> = ["code", "message"]
-        .iter()
-        .filter_map(|field| error[field].as_str())
-        .map(|text| text.chars().filter(|c| !c.is_control()).take(200).collect())
-        .collect();
-    if parts.is_empty() {
-        String::new()
-    } else {
-        format!(" ({})", parts.join(": "))
+    match (number("ratelimit-limit"), number("ratelimit-remaining")) {
+        (Some((limit, window)), Some((left, _))) => {
+            format!("; its limit: {limit} requests{window}, {left} left")
+        }
+        (Some((limit, window)), None) => format!("; its limit: {limit} requests{window}"),
+        _ => String::new(),
     }
 }
 
@@ -407,6 +465,7 @@ struct Blob<'a> {
     /// The bytes are from several hosts.
     mixed: bool,
     layer: &'a Wanted,
+    progress: &'a Progress,
     kind: &'a str,
     writer: Option<Writer>,
 }
@@ -435,6 +494,7 @@ impl Blob<'_> {
         };
         // The unpacker has wrong bytes: another host has to begin at the beginning.
         let mixed = std::mem::take(&mut self.mixed);
+        self.progress.lost(self.taken);
         self.taken = 0;
         self.writer = None;
         self.writer = self.layer.begin(self.kind).await?;
@@ -485,6 +545,7 @@ impl Blob<'_> {
             writer.write(bytes).await?;
         }
         self.taken += bytes.len() as u64;
+        self.progress.came(bytes.len() as u64);
         Ok(())
     }
 }

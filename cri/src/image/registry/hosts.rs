@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 
+use super::tls;
 use crate::error::{Error, Kind, Result};
 use crate::log;
 
@@ -38,6 +39,8 @@ pub(crate) struct Host {
     /// Sent with each request of this host and no other.
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) dial_timeout: Duration,
+    /// What says so, for a person: a file and its key.
+    pub(crate) source: String,
 }
 
 /// How a host is spoken to.
@@ -71,6 +74,13 @@ impl Host {
         format!("{scheme}://{}", self.authority)
     }
 
+    /// Why its TLS can't be set up: a file that is not what it must be. It reads them.
+    pub(crate) fn unusable(&self) -> Option<anyhow::Error> {
+        (self.scheme != Scheme::Http)
+            .then(|| tls::configuration(&self.tls).err())
+            .flatten()
+    }
+
     fn new() -> Self {
         Self {
             scheme: Scheme::Https,
@@ -82,6 +92,7 @@ impl Host {
             tls: TlsFiles::default(),
             headers: Vec::new(),
             dial_timeout: DIAL_TIMEOUT,
+            source: "built in: the registry itself".into(),
         }
     }
 
@@ -114,7 +125,12 @@ pub(crate) fn of(certs_dir: &Path, registry: &str) -> Result<Vec<Host>> {
         Err(error) => return Err(wrong(&path, error)),
     }
     let tls = certificate_files(&directory).map_err(|error| wrong(&directory, error))?;
-    Ok(vec![default(registry, tls)])
+    let mut host = default(registry, tls);
+    if host.tls != default(registry, TlsFiles::default()).tls {
+        host.source
+            .push_str(&format!("; certificates: {}", directory.display()));
+    }
+    Ok(vec![host])
 }
 
 fn wrong(path: &Path, why: impl std::fmt::Display) -> Error {
@@ -124,14 +140,13 @@ fn wrong(path: &Path, why: impl std::fmt::Display) -> Error {
     )
 }
 
-/// The first that is there.
-fn directory(certs_dir: &Path, registry: &str) -> Result<Option<PathBuf>> {
-    let mut names = vec![registry.to_owned(), "_default".to_owned()];
-    if let Some((host, port)) = registry.rsplit_once(':') {
-        names.insert(0, format!("{host}_{port}_"));
-    }
-    for name in names {
-        let path = certs_dir.join(name);
+/// The first of [`places`] that is there.
+///
+/// # Errors
+///
+/// One that can't be looked at.
+pub(crate) fn directory(certs_dir: &Path, registry: &str) -> Result<Option<PathBuf>> {
+    for path in places(certs_dir, registry) {
         match path.try_exists() {
             Ok(true) => return Ok(Some(path)),
             Ok(false) => {}
@@ -139,6 +154,15 @@ fn directory(certs_dir: &Path, registry: &str) -> Result<Option<PathBuf>> {
         }
     }
     Ok(None)
+}
+
+/// Where a registry's directory is looked for, in this order.
+pub(crate) fn places(certs_dir: &Path, registry: &str) -> Vec<PathBuf> {
+    let mut names = vec![registry.to_owned(), "_default".to_owned()];
+    if let Some((host, port)) = registry.rsplit_once(':') {
+        names.insert(0, format!("{host}_{port}_"));
+    }
+    names.into_iter().map(|name| certs_dir.join(name)).collect()
 }
 
 /// The registry itself, where no file says otherwise.
@@ -164,7 +188,8 @@ fn default(registry: &str, tls: TlsFiles) -> Host {
             }
             Some(_) => Scheme::HttpsThenHttp,
         };
-        host.tls.skip_verify = Some(true);
+        // A file that says no is obeyed, where containerd overrules it.
+        host.tls.skip_verify.get_or_insert(true);
     }
     host
 }
@@ -222,12 +247,16 @@ fn parse(text: &str, directory: &Path, registry: &str) -> Parsed<Vec<Host>> {
         Some(Value::Table(named)) => named,
         Some(_) => return Err("host: must be tables, as [host.\"https://mirror.example\"]".into()),
     };
+    let file_name = directory.join("hosts.toml").display().to_string();
     let mut hosts = Vec::with_capacity(named.len() + 1);
     for (url, options) in named {
         let Value::Table(options) = options else {
             return Err(format!("host.{url:?}: must be a table"));
         };
-        hosts.push(host(Some(&url), options, directory).map_err(|why| format!("host.{url:?}: {why}"))?);
+        let mut parsed =
+            host(Some(&url), options, directory).map_err(|why| format!("host.{url:?}: {why}"))?;
+        parsed.source = format!("{file_name}: host.{url:?}");
+        hosts.push(parsed);
     }
     let server = match file.remove("server") {
         None => None,
@@ -235,14 +264,19 @@ fn parse(text: &str, directory: &Path, registry: &str) -> Parsed<Vec<Host>> {
         Some(Value::String(server)) => Some(server),
         Some(_) => return Err("server: must be a text".into()),
     };
+    let has_options = !file.is_empty();
     let upstream = host(server.as_deref(), file, directory).map_err(|why| format!("server: {why}"))?;
     hosts.push(if server.is_some() {
         Host {
             upstream: true,
+            source: format!("{file_name}: server"),
             ..upstream
         }
     } else {
-        let itself = default(registry, upstream.tls);
+        let mut itself = default(registry, upstream.tls);
+        if has_options {
+            itself.source.push_str(&format!("; options: {file_name}"));
+        }
         Host {
             resolve: upstream.resolve,
             pull: upstream.pull,
@@ -300,7 +334,10 @@ fn split_url(url: &str, override_path: bool) -> Parsed<(Scheme, String, String)>
         None => (rest, ""),
     };
     let parsed = authority.parse::<hyper::http::uri::Authority>();
-    if authority.contains('@') || !parsed.is_ok_and(|parsed| !parsed.host().is_empty()) {
+    let has_place = |parsed: hyper::http::uri::Authority| {
+        !parsed.host().is_empty() && (parsed.port_u16().is_some() || parsed.host() == authority)
+    };
+    if authority.contains('@') || !parsed.is_ok_and(has_place) {
         return Err(format!("{authority:?} is not a host or host:port"));
     }
     let mut path = path.trim_end_matches('/').to_owned();
@@ -364,6 +401,8 @@ fn pairs(value: &Value, directory: &Path) -> Parsed<Vec<(PathBuf, PathBuf)>> {
         let files = texts(value)?;
         pairs.push(match (value, files.as_slice()) {
             (Value::String(_), [both]) => (directory.join(both), directory.join(both)),
+            // The key is in the certificate's file.
+            (Value::Array(_), [both, key]) if key.is_empty() => (directory.join(both), directory.join(both)),
             (Value::Array(_), [certificate, key]) => (directory.join(certificate), directory.join(key)),
             _ => return Err("must be files, or pairs of a certificate and its key".into()),
         });
@@ -494,6 +533,9 @@ mod tests {
             [pair("/certs.d/r/both.pem", "/certs.d/r/both.pem")]
         );
         assert_eq!(one[0].tls.ca.len(), 2);
+        let two = parsed("[host.\"https://m.example\"]\nclient = [\"both.pem\", [\"c.pem\", \"\"]]");
+        let both = ["/certs.d/r/both.pem", "/certs.d/r/c.pem"].map(|file| pair(file, file));
+        assert_eq!(two[0].tls.client, both);
     }
 
     #[test]
@@ -504,6 +546,8 @@ mod tests {
             ("[host]\n\"https://a\" = 1", "must be a table"),
             ("[host.\"ftp://a\"]", "scheme \"ftp\""),
             ("[host.\"https://\"]", "is not a host"),
+            ("[host.\"https://a:port\"]", "is not a host"),
+            ("[host.\"https://a:99999\"]", "is not a host"),
             ("[host.\"https://ann:pw@a\"]", "is not a host"),
             ("[host.\"https://a/b?c\"]", "is not a path"),
             (
@@ -562,6 +606,31 @@ mod tests {
         assert_eq!(host("registry.example:5000").scheme, Scheme::Https);
         assert_eq!(host("registry.example:5000").tls.skip_verify, None);
         assert_eq!(host("localhost.example:5000").scheme, Scheme::Https);
+    }
+
+    #[test]
+    fn a_file_that_wants_a_loopback_registry_verified_is_obeyed() {
+        let hosts = parse("skip_verify = false", Path::new("/"), "localhost:5000").unwrap();
+        assert_eq!(hosts[0].tls.skip_verify, Some(false));
+        let hosts = parse("dial_timeout = \"1s\"", Path::new("/"), "localhost:5000").unwrap();
+        assert_eq!(hosts[0].tls.skip_verify, Some(true));
+    }
+
+    #[test]
+    fn each_host_says_where_it_is_from() {
+        let hosts = parsed("[host.\"https://m.example\"]\n");
+        assert_eq!(
+            hosts[0].source,
+            "/certs.d/r/hosts.toml: host.\"https://m.example\""
+        );
+        assert_eq!(hosts[1].source, "built in: the registry itself");
+        let hosts = parsed("server = \"https://s.example\"");
+        assert_eq!(hosts[0].source, "/certs.d/r/hosts.toml: server");
+        let hosts = parsed("skip_verify = true");
+        assert_eq!(
+            hosts[0].source,
+            "built in: the registry itself; options: /certs.d/r/hosts.toml"
+        );
     }
 
     #[test]

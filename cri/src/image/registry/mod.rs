@@ -4,8 +4,8 @@
 //! pull.rs --> fetch.rs     a registry's hosts in turn, retries, resumption; digests verified
 //!               hosts.rs     which hosts: hosts.toml
 //!               auth.rs      credentials of the request -> Basic, or tokens
-//!               client.rs    HTTP to one host: connections, proxies, redirects
-//!                 names.rs tls.rs
+//!               client.rs    HTTP to one host: requests, redirects
+//!                 connect.rs   names.rs proxy.rs tls.rs
 //!             manifest.rs  what was downloaded, read: index -> manifest -> layers (pure)
 //! ```
 //!
@@ -14,11 +14,13 @@
 
 pub(super) mod auth;
 mod client;
+mod connect;
 pub(super) mod digest;
 pub(super) mod fetch;
-mod hosts;
+pub(super) mod hosts;
 pub(super) mod manifest;
 mod names;
+pub(crate) mod proxy;
 mod rounds;
 mod tls;
 

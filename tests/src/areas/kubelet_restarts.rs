@@ -201,7 +201,7 @@ test!(
             node.stop_kubelet()?;
             // Whatever there is on the disk is too much.
             let full =
-                "imageGCHighThresholdPercent: 2\nimageGCLowThresholdPercent: 1\nimageMinimumGCAge: 1s\n";
+                "evictionHard: {imagefs.available: 99%, nodefs.available: 99%}\nimageMinimumGCAge: 1s\n";
             node.configure_kubelet(&Setup {
                 kubelet: full.into(),
                 ..Setup::default()

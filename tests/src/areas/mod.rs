@@ -33,6 +33,7 @@ mod cri_containers;
 mod cri_crictl;
 mod cri_crictl_shapes;
 mod cri_events;
+mod cri_exec;
 mod cri_network;
 mod cri_pods;
 mod cri_pull;

@@ -26,6 +26,7 @@ mod streaming;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::SigSet;
 use rtc_cri::proto;
@@ -48,6 +49,11 @@ CLIENT
 
 Each object and each verb of the client has --help: rtc-cri pod --help, rtc-cri pod run --help.
 ";
+
+/// What it guards. A panic of somebody who had it is a defect of one call, which ends that call only.
+fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn usage() -> String {
     USAGE.replace("CLIENT\n", client::USAGE)

@@ -11,9 +11,9 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
 
@@ -25,11 +25,11 @@ use crate::events::Events;
 use crate::image::Images;
 use crate::image::pulls::Pulls;
 use crate::journal::{Durability, Journal};
+use crate::locked;
 use crate::sandbox::{self, Sandbox};
 use crate::shim::Shim;
 use crate::shim::cgroup::ShimCgroup;
 use crate::spec::Facts;
-use crate::stats::Rates;
 use crate::status::Handlers;
 use crate::streaming::Streaming;
 
@@ -40,7 +40,6 @@ pub(crate) struct Node {
     pub(crate) pulls: Pulls,
     pub(crate) cni: Cni,
     pub(crate) events: Events,
-    pub(crate) rates: Rates,
     /// The cgroup of all shims.
     pub(crate) shims: ShimCgroup,
     /// What the node is.
@@ -138,7 +137,6 @@ impl Node {
             pulls: Pulls::default(),
             cni: Cni::open(&config)?,
             events: Events::new(),
-            rates: Rates::default(),
             shims: ShimCgroup::open(&config),
             facts: Facts::detect(&config)?,
             handlers: Handlers::default(),
@@ -286,10 +284,22 @@ impl fmt::Debug for Node {
     }
 }
 
-/// One server at a time.
+/// One server at a time. Who may open the file can lock it, and the directory can be entered by all.
 fn only(state: &Path) -> Result<std::fs::File> {
     let path = state.join("lock");
-    let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
+    let open = || {
+        let mut options = std::fs::File::options();
+        let file = options
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)?;
+        // One that an earlier release made.
+        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+        Ok::<_, std::io::Error>(file)
+    };
+    let file = open().with_context(|| path.display().to_string())?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(Error::text(
@@ -300,10 +310,6 @@ fn only(state: &Path) -> Result<std::fs::File> {
             Err(Error::from(anyhow::Error::from(error)).context(path.display().to_string()))
         }
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

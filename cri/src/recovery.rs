@@ -3,7 +3,7 @@
 //! ```text
 //! sandbox:    its shim is connected to, if it lives                     (sandbox/recover.rs)
 //! container:  Making ──> removed*         nobody was told of it
-//!             Created, Running ── State ──┬─ created, running ──> so it is; Wait
+//!             Created, Running ── State ──┬─ created, running, no answer ──> so it is; Wait
 //!                                         ├─ stopped ──> Exited*, as the shim has kept it
 //!                                         └─ the shim is gone, or does not know it ──> killed; Exited*, code 255
 //! what streams have left in a bundle is ended and removed*              (streaming/exec.rs)
@@ -73,8 +73,7 @@ async fn settle(node: Arc<Node>, container: Arc<Container>, looking: Looking) {
     let settled = match record.state {
         State::Making => {
             drop(looking);
-            create::give_up(&node, &container).await;
-            Ok(())
+            create::give_up(&node, &container).await
         }
         State::Created | State::Running { .. } => look(&node, &container, &record, looking).await,
         State::Exited { .. } => Ok(()),
@@ -101,17 +100,26 @@ async fn look(
     };
     let state = match shim.task_state(&container.id).await {
         Ok(state) => state,
-        Err(error) => {
+        Err(error) if error.kind == Kind::NotFound => {
             drop(looking);
-            let why = match error.kind {
-                Kind::NotFound => "its shim does not know it".to_owned(),
-                _ => error.to_string(),
-            };
-            return lose(node, container, &why).await;
+            return lose(node, container, "its shim does not know it").await;
+        }
+        Err(error) if shim.is_lost() => {
+            drop(looking);
+            return lose(node, container, &error.to_string()).await;
+        }
+        // A shim that is slow to answer is no reason to kill what it runs.
+        Err(error) => {
+            exit::watch(node, container, shim);
+            return Err(error);
         }
     };
     match state.phase {
-        Phase::Creating | Phase::Created => Ok(()),
+        // Perhaps being started, by an earlier rtc-cri.
+        Phase::Creating | Phase::Created => {
+            exit::watch(node, container, shim);
+            Ok(())
+        }
         Phase::Running | Phase::Paused => {
             streaming::exec::end_left(node, &container.id, &shim);
             running(container, state.pid);

@@ -2,11 +2,15 @@
 //! after a `kill -9`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::Record;
 use crate::error::{Error, Kind, Result};
 use crate::node::Node;
-use crate::shim;
+use crate::shim::{self, Shim};
+
+/// How long a shim may take to see the end of what was killed.
+const SEEN: Duration = Duration::from_secs(10);
 
 /// Where its `config.json` is, its `rootfs`, and its shim's record of it.
 pub(crate) fn bundle(node: &Node, id: &str) -> PathBuf {
@@ -47,7 +51,7 @@ async fn remove_task(node: &Node, record: &Record) -> Result<()> {
             Err(error) if error.kind == Kind::NotFound => return Ok(()),
             Err(error) if error.kind == Kind::FailedPrecondition => {
                 // It runs: a Start that nobody heard the answer of.
-                shim.kill_task(id, libc::SIGKILL, true).await?;
+                kill_task(&shim, id).await?;
                 return shim.delete_task(id).await.map(drop);
             }
             Err(error) if !shim.is_lost() => return Err(error),
@@ -55,4 +59,25 @@ async fn remove_task(node: &Node, record: &Record) -> Result<()> {
         }
     }
     shim::delete(&shim::start::program(&node.config.shim)?, id, &bundle(node, id)).await
+}
+
+/// Kills all of it, and waits until its shim has seen it end: it deletes nothing before. What has ended, or is not there, is
+/// what is wanted.
+///
+/// # Errors
+///
+/// It does not end of SIGKILL; the shim is gone.
+pub(super) async fn kill_task(shim: &Shim, id: &str) -> Result<()> {
+    match shim.kill_task(id, libc::SIGKILL, true).await {
+        Err(error) if error.kind == Kind::NotFound => return Ok(()),
+        killed => killed?,
+    }
+    match tokio::time::timeout(SEEN, shim.wait_task(id)).await {
+        Ok(Err(error)) if error.kind != Kind::NotFound => Err(error),
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::text(
+            Kind::DeadlineExceeded,
+            format_args!("container {id} was killed, and its end is not seen within {SEEN:?}"),
+        )),
+    }
 }

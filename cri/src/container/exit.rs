@@ -6,6 +6,7 @@
 //! ```
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::{Container, State, clean};
 use crate::error::{Kind, Result};
@@ -18,12 +19,20 @@ use crate::shim::{self, Exit, Shim};
 /// As containerd has it: nobody knows how it ended.
 const UNKNOWN: i32 = 255;
 
-/// Waits for the end of what runs.
+/// Waits for the end of what runs, or may run before we know of it.
 pub(crate) fn watch(node: &Arc<Node>, container: &Arc<Container>, shim: Arc<Shim>) {
+    if container.watched.swap(true, Ordering::AcqRel) {
+        return;
+    }
     let (node, container) = (Arc::clone(node), Arc::clone(container));
     tokio::spawn(async move {
         let id = &container.id;
-        let ended = match shim.wait_task(id).await {
+        let waited = shim.wait_task(id).await;
+        if container.record().state == State::Created {
+            // Who starts it, or stops it, has the first word.
+            let _ = container.turn.lock().await;
+        }
+        let ended = match waited {
             Ok(exit) => exited(&container, &shim, exit).await,
             Err(error) => {
                 log::warn(format_args!("container {id}: {error}"));
@@ -88,7 +97,7 @@ fn started_at(container: &Container) -> i64 {
 pub(crate) async fn end_created(node: &Arc<Node>, sandbox: &str, why: &str) {
     for container in node.containers_of(sandbox) {
         let _turn = container.turn.lock().await;
-        if container.record().state != State::Created {
+        if container.record().state != State::Created || container.watched.load(Ordering::Acquire) {
             continue;
         }
         lost(node, &container, why).await;
@@ -97,6 +106,24 @@ pub(crate) async fn end_created(node: &Arc<Node>, sandbox: &str, why: &str) {
             log::error(format_args!("container {}: its end: {error}", container.id));
         }
     }
+}
+
+/// Ends what never ran, or was not to: a start that failed may have come so far.
+///
+/// # Errors
+///
+/// It does not end of SIGKILL: it may run yet.
+pub(crate) async fn kill(node: &Node, container: &Container, shim: Option<&Shim>, why: &str) -> Result<()> {
+    let id = &container.id;
+    if let Some(shim) = shim.filter(|shim| !shim.is_lost()) {
+        match clean::kill_task(shim, id).await {
+            Err(error) if !shim.is_lost() => return Err(error),
+            Err(_) => {}
+            Ok(()) => return Ok(()),
+        }
+    }
+    lost(node, container, why).await;
+    Ok(())
 }
 
 /// Kills what a lost shim left of a container, and removes it.

@@ -23,12 +23,14 @@ pub(crate) mod update;
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::locked;
 use crate::proto::{ContainerConfig, ContainerState, ContainerUser, LinuxContainerResources};
+use crate::stats::Rate;
 
 /// What is recorded of a container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -95,6 +97,10 @@ pub(crate) struct Container {
     pub(crate) turn: tokio::sync::Mutex<()>,
     /// It was sent its stop signal: some programs take a second one for an order to hurry.
     pub(crate) signalled: AtomicBool,
+    /// Somebody waits for its end (exit.rs).
+    pub(crate) watched: AtomicBool,
+    /// Processor time, for statistics.
+    pub(crate) rate: Rate,
 }
 
 impl Record {
@@ -113,18 +119,20 @@ impl Container {
             changed: watch::Sender::new(()),
             turn: tokio::sync::Mutex::default(),
             signalled: AtomicBool::new(false),
+            watched: AtomicBool::new(false),
+            rate: Rate::default(),
         }
     }
 
     /// What is known of it now.
     pub(crate) fn record(&self) -> Arc<Record> {
-        Arc::clone(&self.record.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&locked(&self.record))
     }
 
     /// Changes what is known; the caller records it (`Node::record_container`).
     pub(crate) fn change(&self, change: impl FnOnce(&mut Record)) -> Arc<Record> {
         let changed = {
-            let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut record = locked(&self.record);
             change(Arc::make_mut(&mut record));
             Arc::clone(&record)
         };

@@ -8,6 +8,7 @@ use crate::events;
 use crate::log;
 use crate::node::Node;
 use crate::proto::{ContainerEventType, StartContainerRequest, StartContainerResponse};
+use crate::shim::Shim;
 
 /// As containerd has it: the exit code of what could not be started.
 const NOT_STARTED: i32 = 128;
@@ -50,14 +51,19 @@ pub(crate) async fn start(
             Ok(StartContainerResponse {})
         }
         Err(error) => {
-            failed(node, &container, &error).await;
+            failed(node, &container, &shim, &error).await;
             Err(error)
         }
     }
 }
 
-/// It will never run.
-async fn failed(node: &Arc<Node>, container: &Arc<Container>, error: &Error) {
+/// It shall never run. What can't be killed may run yet: it is not said to have ended before it has.
+async fn failed(node: &Arc<Node>, container: &Arc<Container>, shim: &Arc<Shim>, error: &Error) {
+    if let Err(error) = exit::kill(node, container, Some(shim), &error.to_string()).await {
+        log::warn(format_args!("container {}: {error}", container.id));
+        exit::watch(node, container, Arc::clone(shim));
+        return;
+    }
     let ended = State::Exited {
         started_at: 0,
         finished_at: events::now(),

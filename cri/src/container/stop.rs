@@ -1,7 +1,7 @@
 //! StopContainer.
 //!
 //! ```text
-//! never started:  its task is deleted, at once
+//! never started:  SIGKILL, at once
 //! running:        stop signal ── grace period ── SIGKILL (the shim has the ladder) ── Exited, by exit.rs
 //! ```
 //!
@@ -18,6 +18,8 @@ use crate::node::Node;
 use crate::proto::{StopContainerRequest, StopContainerResponse};
 use crate::shim::Shim;
 
+/// How long whoever creates or starts it is waited for.
+const MAKER: Duration = Duration::from_secs(10);
 /// How long it may take from SIGKILL to the report of the end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -36,7 +38,7 @@ pub(crate) async fn stop(node: &Arc<Node>, request: StopContainerRequest) -> Res
 ///
 /// # Errors
 ///
-/// It does not end of SIGKILL: what hangs, and where.
+/// It does not end of SIGKILL: what hangs, and where. Its maker or starter does not come to an end.
 pub(crate) async fn stop_container(
     node: &Arc<Node>,
     container: &Arc<Container>,
@@ -46,8 +48,18 @@ pub(crate) async fn stop_container(
         State::Exited { .. } => Ok(()),
         State::Running { .. } => stop_running(node, container, grace).await,
         State::Making | State::Created => {
-            // Whoever creates or starts it comes to an end.
-            let turn = container.turn.lock().await;
+            // Whoever creates or starts it comes to an end, but where a file system hangs.
+            let turn = tokio::time::timeout(MAKER, container.turn.lock()).await;
+            let turn = turn.map_err(|_| {
+                let word = container.record().state.word();
+                Error::text(
+                    Kind::DeadlineExceeded,
+                    format_args!(
+                        "container {} is {word}, and what is done with it does not end within {MAKER:?}",
+                        container.id
+                    ),
+                )
+            })?;
             match container.record().state {
                 State::Created => stop_created(node, container).await,
                 State::Running { .. } => {
@@ -63,6 +75,9 @@ pub(crate) async fn stop_container(
 
 /// There is nothing in it that could want to end in peace.
 async fn stop_created(node: &Arc<Node>, container: &Arc<Container>) -> Result<()> {
+    let sandbox = node.sandbox(&container.record().sandbox).ok();
+    let shim = sandbox.and_then(|sandbox| sandbox.shim());
+    exit::kill(node, container, shim.as_deref(), "it is stopped").await?;
     let ended = State::Exited {
         started_at: 0,
         finished_at: events::now(),

@@ -2,90 +2,99 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use nix::fcntl::{FcntlArg, fcntl};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::watch;
 
-use super::layers::{Claim, Claimed, Layers, Use};
+use super::layers::{Arrival, Claim, Claimed, Layers, Use, chains};
 use super::mend;
 use super::unpack::{self, Outcome, Summary};
 use crate::error::{Error, Kind, Result};
 
 /// What the unpacker may say, in bytes: all that it remembers, as JSON.
 const OUTCOME_MAX: u64 = 64 << 20;
-/// So much of the disk stays free, whatever a layer has.
-const ROOM_LEFT: u64 = 256 << 20;
 /// Fewer changes between the two processes; more than is allowed is not needed.
 const PIPE: i32 = 1 << 20;
+
+/// Another pull that brings the same layer is not waited for any longer where so little comes in so long a time, ...
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+const LEAST: u64 = 1 << 20;
+/// ... and in the end not at all: it may be slow because somebody wants it so.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+
+/// A layer that is here, held by one pull.
+type Held = Option<Use>;
 
 /// A layer of an image that is being pulled.
 #[derive(Debug)]
 pub(crate) struct Wanted {
     layers: Arc<Layers>,
-    /// Chain ids: of this one, the last, and those below it.
-    chains: Vec<String>,
+    /// Its chain id.
+    chain: String,
     diff_id: String,
-    claimed: tokio::sync::Mutex<Option<Claimed>>,
-    held: Arc<Mutex<Option<Use>>>,
+    held: watch::Sender<Held>,
+    /// This pull's layers below it, the lowest first.
+    below: Vec<watch::Receiver<Held>>,
+    /// Another pull was waited for in vain: this one brings all its layers itself.
+    alone: Arc<AtomicBool>,
 }
 
 impl Wanted {
-    /// `chains`: of this layer, the last, and those below it.
-    pub(super) fn new(layers: &Arc<Layers>, chains: &[String], diff_id: &str) -> Self {
-        let chain = chains.last().map(String::as_str).unwrap_or_default();
-        let (mut held, mut claimed) = (None, None);
-        match layers.claim(chain) {
-            Claimed::Here(used) => held = Some(used),
-            other => claimed = Some(other),
+    /// The layers of an image, the lowest first.
+    pub(super) fn all(layers: &Arc<Layers>, diff_ids: &[String]) -> Vec<Self> {
+        let alone = Arc::default();
+        let mut all: Vec<Self> = Vec::with_capacity(diff_ids.len());
+        for (chain, diff_id) in chains(diff_ids).into_iter().zip(diff_ids) {
+            all.push(Self {
+                layers: Arc::clone(layers),
+                held: watch::Sender::new(layers.find(&chain)),
+                below: all.iter().map(|below| below.held.subscribe()).collect(),
+                alone: Arc::clone(&alone),
+                chain,
+                diff_id: diff_id.clone(),
+            });
         }
-        Self {
-            layers: Arc::clone(layers),
-            chains: chains.to_vec(),
-            diff_id: diff_id.to_owned(),
-            claimed: tokio::sync::Mutex::new(claimed),
-            held: Arc::new(Mutex::new(held)),
-        }
+        all
     }
 
     pub(super) fn number(&self) -> Option<u32> {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.as_ref().map(|used| used.number)
+        self.held.borrow().as_ref().map(|used| used.number)
     }
 
-    /// Starts to unpack it. `None`: it is here, or another pull has just brought it (waited for).
+    /// Starts to unpack it. `None`: it is here, or another pull has just brought it (waited for, but not for ever).
     ///
-    /// This and `Writer::finish` wait for other layers and other pulls: hold no turn of a queue that those need. Begin with the
-    /// lowest.
+    /// This waits for other pulls, and `Writer::finish` for the layers below. Begin with the lowest.
     ///
     /// # Errors
     ///
     /// A media type that is no layer's, by name; no room; no process.
     pub(crate) async fn begin(&self, media_type: &str) -> Result<Option<Writer>> {
         check_media_type(media_type)?;
-        let mut claimed = self.claimed.lock().await;
+        if self.number().is_some() {
+            return Ok(None);
+        }
+        let mut waiting = Waiting::default();
         loop {
-            match claimed.take() {
-                // Begun before, and dropped: what came was wrong, and it comes again.
-                None => *claimed = Some(self.layers.claim(self.chain())),
-                Some(Claimed::Here(used)) => {
-                    *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(used);
+            match self.layers.claim(&self.chain, self.alone.load(Ordering::Relaxed)) {
+                Claimed::Here(used) => {
+                    self.held.send_replace(Some(used));
                     return Ok(None);
                 }
-                Some(Claimed::Mine(claim)) => return self.start(claim).await.map(Some),
-                Some(Claimed::Coming(mut here)) => {
-                    // However it ended, it is asked for again.
-                    let _ = here.wait_for(|here| *here).await;
-                    *claimed = Some(self.layers.claim(self.chain()));
+                Claimed::Mine(claim) => return self.start(claim).await.map(Some),
+                Claimed::Coming(arrival) => {
+                    let has_below = self.below.iter().all(|below| below.borrow().is_some());
+                    if !waiting.wait(arrival, has_below).await {
+                        self.alone.store(true, Ordering::Relaxed);
+                    }
                 }
             }
         }
-    }
-
-    fn chain(&self) -> &str {
-        self.chains.last().map(String::as_str).unwrap_or_default()
     }
 
     async fn start(&self, claim: Claim) -> Result<Writer> {
@@ -107,11 +116,46 @@ impl Wanted {
             child,
             stdin: Some(stdin),
             claim,
-            layers: Arc::clone(&self.layers),
-            below: self.chains.iter().rev().skip(1).cloned().collect(),
+            below: self.below.clone(),
             diff_id: self.diff_id.clone(),
-            held: Arc::clone(&self.held),
+            held: self.held.clone(),
         })
+    }
+}
+
+/// A wait for another pull.
+struct Waiting {
+    begun: Instant,
+    /// When it had gone on, and how far it was.
+    last: Instant,
+    bytes: u64,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self {
+            begun: Instant::now(),
+            last: Instant::now(),
+            bytes: 0,
+        }
+    }
+}
+
+impl Waiting {
+    /// Waits until it is here or given up, or for a moment. `false`: it was waited for long enough. `has_below`: this pull has
+    /// the layers below; the other one may wait for them.
+    async fn wait(&mut self, mut arrival: watch::Receiver<Arrival>, has_below: bool) -> bool {
+        let end = arrival.wait_for(|arrival| arrival.is_here);
+        if tokio::time::timeout(PATIENCE / 10, end).await.is_ok() {
+            return true;
+        }
+        let now = *arrival.borrow();
+        // Fewer: it is another one.
+        if now.bytes.abs_diff(self.bytes) >= LEAST || (now.is_whole && !has_below) {
+            self.last = Instant::now();
+            self.bytes = now.bytes;
+        }
+        self.last.elapsed() < PATIENCE && self.begun.elapsed() < LONGEST_WAIT
     }
 }
 
@@ -122,15 +166,7 @@ fn make_directory(path: &Path) -> anyhow::Result<unpack::Limits> {
     }
     std::fs::create_dir_all(path).with_context(|| format!("mkdir {path:?}"))?;
     let disk = nix::sys::statvfs::statvfs(path).with_context(|| format!("statvfs {path:?}"))?;
-    Ok(unpack::Limits {
-        bytes: (disk.blocks_available() * disk.fragment_size()).saturating_sub(ROOM_LEFT),
-        // File systems that make inodes as they need them have no count.
-        entries: if disk.files() == 0 {
-            u64::MAX
-        } else {
-            disk.files_available()
-        },
-    })
+    Ok(unpack::Limits::of(&disk))
 }
 
 #[cfg(not(test))]
@@ -190,11 +226,9 @@ pub(crate) struct Writer {
     child: Child,
     stdin: Option<ChildStdin>,
     claim: Claim,
-    layers: Arc<Layers>,
-    /// Chain ids of the layers below, the uppermost first.
-    below: Vec<String>,
+    below: Vec<watch::Receiver<Held>>,
     diff_id: String,
-    held: Arc<Mutex<Option<Use>>>,
+    held: watch::Sender<Held>,
 }
 
 impl Writer {
@@ -208,6 +242,7 @@ impl Writer {
             return Err(anyhow!("layer {}: it was given up", self.diff_id).into());
         };
         let Err(error) = stdin.write_all(bytes).await else {
+            self.claim.came(bytes.len() as u64);
             return Ok(());
         };
         // It ended before its input, and says why.
@@ -217,7 +252,7 @@ impl Writer {
         }
     }
 
-    /// All was written, and its digest is right. Checks the diff id, waits for the layers below (see `Wanted::begin`).
+    /// All was written, and its digest is right. Checks the diff id, waits for the layers below.
     ///
     /// # Errors
     ///
@@ -233,24 +268,22 @@ impl Writer {
                 ),
             ));
         }
+        self.claim.came_whole();
         let mut below = Vec::with_capacity(self.below.len());
-        for chain in &self.below {
-            let number = self.layers.arrival(chain).await.ok_or_else(|| {
-                Error::text(
-                    Kind::Unavailable,
-                    format_args!("layer {}: one below it was not brought", self.diff_id),
-                )
-            })?;
-            below.push(self.layers.path(number));
+        for lower in self.below.iter_mut().rev() {
+            let Ok(held) = lower.wait_for(Option::is_some).await else {
+                let why = format_args!("layer {}: one below it was not brought", self.diff_id);
+                return Err(Error::text(Kind::Unavailable, why));
+            };
+            below.extend(held.as_ref().map(Use::path));
         }
         let (bytes, inodes) = (summary.bytes, summary.inodes);
-        let copied = self.mend(below, summary).await?;
-        let used = self.claim.complete(bytes + copied, inodes);
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(used);
+        self.mend(below, summary).await?;
+        self.held.send_replace(Some(self.claim.complete(bytes, inodes)));
         Ok(())
     }
 
-    async fn mend(&self, below: Vec<PathBuf>, summary: Summary) -> Result<u64> {
+    async fn mend(&self, below: Vec<PathBuf>, summary: Summary) -> Result<()> {
         let path = self.claim.path();
         let mended = tokio::task::spawn_blocking(move || mend::mend(&path, &below, &summary));
         let mended = mended.await.context("mend a layer")?;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   claim ──> coming ──complete──> here (uses: images, containers, pulls) ──the last use──> gone
-//!                └──dropped──> gone
+//!                └──dropped, or another of its chain id was first──> gone
 //! ```
 //!
 //! A layer is known by its chain id (image-spec: what it is, on what) and lives in `layers/<number>/fs`: a container of 127
@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::removal;
+use crate::locked;
 use crate::log;
 
 /// A layer that is here.
@@ -40,6 +41,7 @@ pub(super) struct Layers {
 #[derive(Debug, Default)]
 struct Table {
     slots: HashMap<u32, Slot>,
+    /// By chain id: the layer that is here, or else the last that was begun.
     numbers: HashMap<String, u32>,
     last: u32,
 }
@@ -48,16 +50,33 @@ struct Table {
 struct Slot {
     record: Record,
     uses: usize,
-    /// Whether it is here.
-    here: watch::Sender<bool>,
+    arrival: watch::Sender<Arrival>,
+}
+
+/// How far a layer has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Arrival {
+    /// Bytes, as they are downloaded. Who waits is not woken by them.
+    pub(super) bytes: u64,
+    /// It was downloaded whole: only layers below it are missing.
+    pub(super) is_whole: bool,
+    pub(super) is_here: bool,
+}
+
+impl Arrival {
+    const HERE: Self = Self {
+        bytes: 0,
+        is_whole: true,
+        is_here: true,
+    };
 }
 
 /// What came of a wish for a layer.
 #[derive(Debug)]
 pub(super) enum Claimed {
     Here(Use),
-    /// Another brings it: whether it is here; closed, where that failed.
-    Coming(watch::Receiver<bool>),
+    /// Another brings it; closed, where that failed.
+    Coming(watch::Receiver<Arrival>),
     Mine(Claim),
 }
 
@@ -75,7 +94,7 @@ impl Layers {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.table)
     }
 
     /// Where a layer's files are.
@@ -91,12 +110,11 @@ impl Layers {
     /// One that was recorded, with a use more.
     pub(super) fn restore(&self, record: &Record) {
         let mut table = self.table();
-        table.last = table.last.max(record.number);
         table.numbers.insert(record.chain.clone(), record.number);
         let slot = table.slots.entry(record.number).or_insert_with(|| Slot {
             record: record.clone(),
             uses: 0,
-            here: watch::Sender::new(true),
+            arrival: watch::Sender::new(Arrival::HERE),
         });
         slot.uses += 1;
     }
@@ -113,40 +131,57 @@ impl Layers {
                     ..Record::default()
                 },
                 uses: 0,
-                here: watch::Sender::new(true),
+                arrival: watch::Sender::new(Arrival::HERE),
             });
             slot.uses += 1;
         }
     }
 
-    /// Asks for a layer: it is here, or on its way, or the caller's to bring.
-    pub(super) fn claim(self: &Arc<Self>, chain: &str) -> Claimed {
-        let mut table = self.table();
-        if let Some(number) = table.numbers.get(chain).copied()
-            && let Some(slot) = table.slots.get_mut(&number)
-        {
-            if !*slot.here.borrow() {
-                return Claimed::Coming(slot.here.subscribe());
-            }
+    /// Uses a layer, if it is here.
+    pub(super) fn find(self: &Arc<Self>, chain: &str) -> Option<Use> {
+        self.find_in(&mut self.table(), chain)
+    }
+
+    fn find_in(self: &Arc<Self>, table: &mut Table, chain: &str) -> Option<Use> {
+        let number = *table.numbers.get(chain)?;
+        let slot = table.slots.get_mut(&number)?;
+        let is_here = slot.arrival.borrow().is_here;
+        is_here.then(|| {
             slot.uses += 1;
-            return Claimed::Here(self.using(number));
+            self.using(number)
+        })
+    }
+
+    /// Asks for a layer: it is here, or on its way, or the caller's to bring. `alone`: whoever else brings it.
+    pub(super) fn claim(self: &Arc<Self>, chain: &str, alone: bool) -> Claimed {
+        let mut table = self.table();
+        if let Some(used) = self.find_in(&mut table, chain) {
+            return Claimed::Here(used);
+        }
+        if let Some(number) = table.numbers.get(chain)
+            && let Some(slot) = table.slots.get(number)
+            && !alone
+        {
+            return Claimed::Coming(slot.arrival.subscribe());
         }
         table.last += 1;
         let number = table.last;
         table.numbers.insert(chain.to_owned(), number);
-        let record = Record {
-            number,
-            chain: chain.to_owned(),
-            bytes: 0,
-            inodes: 0,
-        };
+        let arrival = watch::Sender::default();
         let slot = Slot {
-            record,
+            record: Record {
+                number,
+                chain: chain.to_owned(),
+                ..Record::default()
+            },
             uses: 1,
-            here: watch::Sender::new(false),
+            arrival: arrival.clone(),
         };
         table.slots.insert(number, slot);
-        Claimed::Mine(Claim(self.using(number)))
+        Claimed::Mine(Claim {
+            used: self.using(number),
+            arrival,
+        })
     }
 
     fn using(self: &Arc<Self>, number: u32) -> Use {
@@ -156,26 +191,15 @@ impl Layers {
         }
     }
 
-    /// Waits until a layer is here: its number. `None`: nobody brings it.
-    pub(super) async fn arrival(&self, chain: &str) -> Option<u32> {
-        loop {
-            let (number, mut here) = {
-                let table = self.table();
-                let number = *table.numbers.get(chain)?;
-                (number, table.slots.get(&number)?.here.subscribe())
-            };
-            if *here.borrow_and_update() {
-                return Some(number);
-            }
-            // An error: whoever brought it gave up; perhaps another brings it now.
-            let _ = here.changed().await;
-        }
-    }
-
     /// Uses layers once more; `false`, and none is used, where one is not here any more.
     pub(super) fn hold(&self, numbers: &[u32]) -> bool {
         let mut table = self.table();
-        let here = |number| table.slots.get(number).is_some_and(|slot| *slot.here.borrow());
+        let here = |number| {
+            table
+                .slots
+                .get(number)
+                .is_some_and(|slot| slot.arrival.borrow().is_here)
+        };
         if !numbers.iter().all(here) {
             return false;
         }
@@ -256,31 +280,65 @@ pub(super) struct Use {
     pub(super) number: u32,
 }
 
+impl Use {
+    /// Where its files are.
+    pub(super) fn path(&self) -> PathBuf {
+        self.layers.path(self.number)
+    }
+}
+
 impl Drop for Use {
     fn drop(&mut self) {
         self.layers.release(&[self.number]);
     }
 }
 
-/// The duty to bring a layer. Dropped: it is not brought, and nothing is left of it.
+/// A layer to be brought. Dropped: it is not brought, and nothing is left of it.
 #[derive(Debug)]
-pub(super) struct Claim(Use);
+pub(super) struct Claim {
+    used: Use,
+    arrival: watch::Sender<Arrival>,
+}
 
 impl Claim {
     pub(super) fn path(&self) -> PathBuf {
-        self.0.layers.path(self.0.number)
+        self.used.path()
     }
 
-    /// It is here, whole.
+    /// Bytes were downloaded.
+    pub(super) fn came(&self, bytes: u64) {
+        self.arrival.send_if_modified(|arrival| {
+            arrival.bytes += bytes;
+            false
+        });
+    }
+
+    /// All were.
+    pub(super) fn came_whole(&self) {
+        self.arrival.send_if_modified(|arrival| {
+            arrival.is_whole = true;
+            false
+        });
+    }
+
+    /// It is here, whole. Where another pull was first, it is that one's, and nothing is left of this.
     pub(super) fn complete(self, bytes: u64, inodes: u64) -> Use {
-        let mut table = self.0.layers.table();
-        if let Some(slot) = table.slots.get_mut(&self.0.number) {
+        let layers = Arc::clone(&self.used.layers);
+        let mut table = layers.table();
+        let Some(slot) = table.slots.get_mut(&self.used.number) else {
+            return self.used;
+        };
+        let chain = slot.record.chain.clone();
+        if let Some(first) = layers.find_in(&mut table, &chain) {
+            return first;
+        }
+        table.numbers.insert(chain, self.used.number);
+        if let Some(slot) = table.slots.get_mut(&self.used.number) {
             slot.record.bytes = bytes;
             slot.record.inodes = inodes;
-            slot.here.send_replace(true);
         }
-        drop(table);
-        self.0
+        self.arrival.send_replace(Arrival::HERE);
+        self.used
     }
 }
 

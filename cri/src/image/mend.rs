@@ -4,29 +4,28 @@
 //! reports: they are the image's, and looked up beneath the layer's directory, through no link.
 
 use std::ffi::CStr;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, futimens};
 use nix::sys::time::{TimeSpec, TimeValLike as _};
-use nix::unistd::{Gid, Uid, fchown, fchownat, symlinkat};
+use nix::unistd::{Gid, Uid, fchown, linkat};
 use rtc_runtime::sys::xattr;
 
 use super::beneath;
-use super::merged::{Found, Merged, is_link, is_regular, readable};
+use super::merged::{Found, Merged};
 use super::unpack::Summary;
 
 const OPAQUE: &CStr = c"trusted.overlay.opaque";
 
-/// Mends the layer in `directory`. `below`: those below it, the uppermost first. Gives the bytes of files that it copied.
+/// Mends the layer in `directory`. `below`: those below it, the uppermost first.
 ///
 /// # Errors
 ///
 /// A hard link to what no layer has; the disk.
-pub(super) fn mend(directory: &Path, below: &[PathBuf], summary: &Summary) -> Result<u64> {
+pub(super) fn mend(directory: &Path, below: &[PathBuf], summary: &Summary) -> Result<()> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = open(directory, flags, Mode::empty()).with_context(|| format!("open {directory:?}"))?;
     let merged = Merged::open(below.iter().map(PathBuf::as_path)).context("open the layers below")?;
@@ -36,10 +35,9 @@ pub(super) fn mend(directory: &Path, below: &[PathBuf], summary: &Summary) -> Re
     for path in &summary.implicit {
         implicit(&root, &merged, path).with_context(|| shown(path))?;
     }
-    let mut bytes = 0;
+    let with_itself = Merged::open(std::iter::once(directory).chain(below.iter().map(PathBuf::as_path)))?;
     for (name, target) in &summary.links {
-        let with_itself = Merged::open(std::iter::once(directory).chain(below.iter().map(PathBuf::as_path)))?;
-        bytes += link(&root, &with_itself, name, target)
+        link(&root, &with_itself, name, target)
             .with_context(|| format!("{}: hard link to {}", shown(name), shown(target)))?;
     }
     // Last: what they hide was looked at.
@@ -49,7 +47,7 @@ pub(super) fn mend(directory: &Path, below: &[PathBuf], summary: &Summary) -> Re
             xattr::set(&directory, OPAQUE, b"y").with_context(|| format!("{}: {OPAQUE:?}", shown(path)))?;
         }
     }
-    Ok(bytes)
+    Ok(())
 }
 
 fn shown(path: &[u8]) -> String {
@@ -95,9 +93,9 @@ fn describe(file: &OwnedFd, from: &OwnedFd, stat: &FileStat) -> Result<()> {
     .context("futimens")
 }
 
-/// A hard link to a file of a layer below: a copy, as overlayfs would make one.
-fn link(root: &OwnedFd, merged: &Merged, name: &[u8], target: &[u8]) -> Result<u64> {
-    let Some(Found::Other(found, stat)) = merged.find(target, false).context("look it up")? else {
+/// A hard link to a file of a layer below. It is one: all layers are on one file system, and nobody writes to a layer's files.
+fn link(root: &OwnedFd, merged: &Merged, name: &[u8], target: &[u8]) -> Result<()> {
+    let Some(Found::Other(found, _)) = merged.find(target, false).context("look it up")? else {
         bail!("no layer has such a file");
     };
     let (path, last) = match name.iter().rposition(|byte| *byte == b'/') {
@@ -105,21 +103,13 @@ fn link(root: &OwnedFd, merged: &Merged, name: &[u8], target: &[u8]) -> Result<u
         None => (&b""[..], name),
     };
     let parent = beneath::directory(root, path)?.context("its directory is gone")?;
-    if is_link(&stat) {
-        let target = readlinkat(&found, "").context("readlink")?;
-        symlinkat(target.as_os_str(), &parent, last).context("symlink")?;
-        let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-        fchownat(&parent, last, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW).context("chown")?;
-        return Ok(0);
-    }
-    if !is_regular(&stat) {
-        bail!("it leads to no file");
-    }
-    let mut from = readable(&found).context("open")?;
-    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let to = openat(&parent, last, flags, Mode::S_IRUSR | Mode::S_IWUSR).context("create")?;
-    let mut to = std::fs::File::from(to);
-    let bytes = io::copy(&mut from, &mut to).context("copy")?;
-    describe(&to.into(), &from.into(), &stat)?;
-    Ok(bytes)
+    let found = format!("/proc/self/fd/{}", found.as_raw_fd());
+    linkat(
+        AT_FDCWD,
+        found.as_str(),
+        &parent,
+        last,
+        AtFlags::AT_SYMLINK_FOLLOW,
+    )
+    .context("link")
 }

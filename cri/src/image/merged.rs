@@ -149,7 +149,7 @@ pub(super) fn read_file(merged: &Merged, path: &[u8], most: u64) -> nix::Result<
 }
 
 /// Opens what is known to be a regular file, to be read.
-pub(super) fn readable(file: &OwnedFd) -> nix::Result<File> {
+fn readable(file: &OwnedFd) -> nix::Result<File> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     open(path.as_str(), flags, Mode::empty()).map(File::from)
@@ -192,10 +192,10 @@ fn kind(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
 }
 
-pub(super) fn is_link(stat: &FileStat) -> bool {
+fn is_link(stat: &FileStat) -> bool {
     kind(stat) == SFlag::S_IFLNK
 }
 
-pub(super) fn is_regular(stat: &FileStat) -> bool {
+fn is_regular(stat: &FileStat) -> bool {
     kind(stat) == SFlag::S_IFREG
 }

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! pull.rs: manifest, configuration      Configuration::parse -> diff ids
-//!          Images::layers(diff ids)     one Wanted each, the lowest first: this pull's to bring, or here, or another pull's
-//!            Wanted::begin -> Writer    for each, in parallel: a process that unpacks what is written (unpack/)
+//!          Images::layers(diff ids)     one Wanted each, the lowest first; what is here is held
+//!            Wanted::begin -> Writer    for each, in parallel: another pull brings it (waited for, but not for ever), or else
+//!                                       a process that unpacks what is written (unpack/)
 //!            Writer::write .. finish    diff id checked, what hangs on lower layers mended (mend.rs)
 //!          Images::commit               syncfs, then one durable record: from here on the image is there
 //! ```

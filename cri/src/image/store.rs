@@ -10,18 +10,19 @@
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use super::layers::{self, Layers, chains};
+use super::layers::{self, Layers};
 use super::reference::Object;
 use super::snapshot::Snapshots;
 use super::{Configuration, Image, Pulled, Untrusted, Wanted, configuration, merged};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Durability, Journal};
+use crate::locked;
 use crate::log;
 
 /// overlayfs takes 500; the kernel's page of options, with a container's names in it, about 127 in containerd.
@@ -97,10 +98,11 @@ impl Images {
                 .with_context(|| format!("root: mkdir {}", path.display()))?;
         }
         let (journal, records) = Journal::open(&root.join("images.journal"), Durability::Durable)?;
-        let layers = Arc::new(Layers::new(
-            root.join("layers"),
-            last_number(&root.join("layers"))?,
-        ));
+        // Of an image that lost a layer too: its record stays, and would name whatever has the number next.
+        let recorded = records.values().flat_map(|record: &Record| &record.layers);
+        let numbers = numbers(&root.join("layers"))?.into_iter();
+        let last = numbers.chain(recorded.map(|layer| layer.number)).max();
+        let layers = Arc::new(Layers::new(root.join("layers"), last.unwrap_or(0)));
         let images = Self {
             root: root.clone(),
             snapshots: Snapshots::open(root)?,
@@ -171,7 +173,7 @@ impl Images {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.known)
     }
 
     /// By id (with or without `sha256:`, or the beginning of one that is only one's), by tag or by digest, in the short forms
@@ -231,11 +233,7 @@ impl Images {
                 "rootfs.diff_ids: {wrong:?}: is no sha256 digest"
             )));
         }
-        let chains = chains(diff_ids);
-        let wanted = diff_ids.iter().enumerate();
-        Ok(wanted
-            .map(|(at, diff_id)| Wanted::new(&self.layers, &chains[..=at], diff_id))
-            .collect())
+        Ok(Wanted::all(&self.layers, diff_ids))
     }
 
     /// Makes a pulled image one of the node's: all its layers were finished. Durable when it returns. One that is here gets
@@ -402,10 +400,6 @@ fn numbers(directory: &Path) -> Result<Vec<u32>> {
     Ok(entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect())
-}
-
-fn last_number(directory: &Path) -> Result<u32> {
-    Ok(numbers(directory)?.into_iter().max().unwrap_or(0))
 }
 
 /// Whether a name is what a glob says: `*` is any text, `?` any character.

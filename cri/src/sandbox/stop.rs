@@ -7,6 +7,7 @@ use super::{Sandbox, State, end};
 use crate::container;
 use crate::error::{Error, Kind, Result};
 use crate::events;
+use crate::log;
 use crate::node::Node;
 use crate::proto::*;
 
@@ -55,9 +56,16 @@ async fn stop_containers(node: &Arc<Node>, sandbox: &Sandbox) -> Result<()> {
         .into_iter()
         .map(|container| {
             let node = Arc::clone(node);
-            tokio::spawn(
-                async move { container::stop::stop_container(&node, &container, Duration::ZERO).await },
-            )
+            tokio::spawn(async move {
+                match container::stop::stop_container(&node, &container, Duration::ZERO).await {
+                    // Its shim goes, and so nothing can become of it.
+                    Err(error) if container.record().state == container::State::Making => {
+                        log::warn(error);
+                        Ok(())
+                    }
+                    stopped => stopped,
+                }
+            })
         })
         .collect();
     let mut stopped = Ok(());

@@ -19,6 +19,7 @@ mod mounts;
 mod namespaces;
 pub(crate) mod process;
 mod propagation;
+mod relabel;
 mod resources;
 mod seccomp;
 mod seccomp_default;
@@ -143,8 +144,9 @@ pub(crate) fn make(facts: &Facts, asked: &Asked<'_>) -> Result<Made> {
         .and_then(|linux| linux.mount_label().as_deref());
     if let Some(label) = label {
         for (mount, source) in asked.config.mounts.iter().zip(&found.sources) {
-            if mount.selinux_relabel {
-                selinux::relabel(&source.path, label)?;
+            // An image is read-only, and others' too.
+            if mount.selinux_relabel && !mounts::has_image(mount) {
+                relabel::relabel(&source.path, relabel::SELINUX, label)?;
             }
         }
     }

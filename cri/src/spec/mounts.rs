@@ -53,7 +53,8 @@ impl Source {
     }
 }
 
-fn has_image(mount: &proto::Mount) -> bool {
+/// Whether it is an image that is mounted, not a path of the host.
+pub(super) fn has_image(mount: &proto::Mount) -> bool {
     mount.image.as_ref().is_some_and(|image| !image.image.is_empty())
 }
 

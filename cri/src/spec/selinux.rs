@@ -4,13 +4,8 @@
 //! is labelled for another. Its containers share it. The shim's runtime puts labels on; here they are chosen.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-use nix::errno::Errno;
-use nix::libc;
-use rtc_runtime::sys::xattr;
 use sha2::{Digest as _, Sha256};
 
 use super::Asked;
@@ -165,45 +160,6 @@ pub(crate) fn level(sandbox: &str, taken: &[String]) -> String {
         }
         digest = Sha256::digest(digest);
     }
-}
-
-/// Puts a label on a directory and all below it, on the same file system's ways only: links are not followed. What has no
-/// labels (a file system without them) is left as it is.
-///
-/// # Errors
-///
-/// A file that can't be labelled.
-pub(super) fn relabel(path: &Path, label: &str) -> anyhow::Result<()> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open(path);
-    let file = match file {
-        Ok(file) => file,
-        // Links and sockets; and what went away.
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::ELOOP | libc::ENXIO | libc::ENOENT)
-            ) =>
-        {
-            return Ok(());
-        }
-        Err(error) => return Err(anyhow::Error::new(error).context(format!("open {}", path.display()))),
-    };
-    let mut value = label.as_bytes().to_vec();
-    value.push(0);
-    match xattr::set(&file, c"security.selinux", &value) {
-        Ok(()) => {}
-        Err(Errno::ENOTSUP) => return Ok(()),
-        Err(errno) => anyhow::bail!("label {}: {errno}", path.display()),
-    }
-    if file.metadata()?.is_dir() {
-        for entry in std::fs::read_dir(path)? {
-            relabel(&entry?.path(), label)?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

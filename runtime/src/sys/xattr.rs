@@ -1,7 +1,7 @@
 //! Extended attributes of an open file (xattr(7)), which nix does not have.
 //!
 //! Results are bare errnos: a caller knows the path, and often expects the failure (`ENODATA`, `ENOTSUP`).
-#![expect(unsafe_code, reason = "fsetxattr, fgetxattr, flistxattr")]
+#![expect(unsafe_code, reason = "fsetxattr, setxattr, fgetxattr, flistxattr")]
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd};
@@ -21,6 +21,28 @@ pub fn set(file: impl AsFd, name: &CStr, value: &[u8]) -> nix::Result<()> {
     let returned = unsafe {
         libc::fsetxattr(
             file.as_fd().as_raw_fd(),
+            name.as_ptr(),
+            value.as_ptr().cast(),
+            value.len(),
+            0,
+        )
+    };
+    Errno::result(returned).map(drop)
+}
+
+/// As [`set`], of whatever an `O_PATH` descriptor is of, which need not be openable: a link, a socket, a device. Needs `/proc`.
+///
+/// # Errors
+///
+/// As setxattr(2).
+pub fn set_by_path_descriptor(file: impl AsFd, name: &CStr, value: &[u8]) -> nix::Result<()> {
+    let path =
+        CString::new(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd())).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: path and name end in NUL, the value is as long as is said; the kernel only reads them. The last component
+    // of the path leads to what the descriptor is of, and not on where that is a link.
+    let returned = unsafe {
+        libc::setxattr(
+            path.as_ptr(),
             name.as_ptr(),
             value.as_ptr().cast(),
             value.len(),
@@ -99,5 +121,13 @@ mod tests {
         assert_eq!(get(&file, c"user.rtc"), Ok(Some(value)));
         assert_eq!(get(&file, c"user.other"), Ok(None));
         assert_eq!(list(&file).unwrap(), [c"user.rtc".to_owned()]);
+        let by_path = nix::fcntl::open(
+            format!("/proc/self/fd/{}", file.as_raw_fd()).as_str(),
+            nix::fcntl::OFlag::O_PATH,
+            nix::sys::stat::Mode::empty(),
+        )
+        .unwrap();
+        set_by_path_descriptor(&by_path, c"user.rtc", b"8").unwrap();
+        assert_eq!(get(&file, c"user.rtc"), Ok(Some(b"8".to_vec())));
     }
 }

@@ -18,7 +18,7 @@ use crate::wait;
 const LAYERS: &[&[(&str, &[u8])]] = &[&[("one", b"1")]];
 
 /// Writes the `hosts.toml` of a registry.
-fn hosts(cri: &Cri<'_>, registry: &str, text: &str) -> Result {
+pub(super) fn hosts(cri: &Cri<'_>, registry: &str, text: &str) -> Result {
     let directory = cri.directory.join("certs.d").join(registry);
     fs::create_dir_all(&directory)?;
     Ok(fs::write(directory.join("hosts.toml"), text)?)
@@ -113,15 +113,24 @@ test!(
                 mirror.address()
             );
             hosts(cri, "registry.test", &text)?;
-            mirror.push("app", "1", LAYERS);
-            let pushed = itself.push("app", "1", LAYERS);
-            let layer = pushed.layers[0].clone();
-            mirror.misbehave(move |request, reply| {
-                if request.path.contains(&layer) {
-                    reply.body[600] ^= 1;
-                }
-            });
-            ensure!(pull(cri, "registry.test/app:1")? == pushed.config, "the id");
+            let content = vec![7; 4 << 20];
+            // A file's content; a header, so that it can't be unpacked; and that, but never to its end.
+            for (tag, wrong, cut) in [("1", 600, None), ("2", 1, None), ("3", 1, Some(3 << 20))] {
+                let layers: &[&[(&str, &[u8])]] = &[&[(tag, &content)]];
+                mirror.push("app", tag, layers);
+                let pushed = itself.push("app", tag, layers);
+                let layer = pushed.layers[0].clone();
+                mirror.misbehave(move |request, reply| {
+                    if request.path.contains(&layer) {
+                        reply.body[wrong] ^= 1;
+                        if let Some(bytes) = cut {
+                            reply.cut_after(bytes);
+                        }
+                    }
+                });
+                let id = pull(cri, &format!("registry.test/app:{tag}")).with_context(|| format!("app:{tag}"))?;
+                ensure!(id == pushed.config, "the id");
+            }
             Ok(())
         })
     }
@@ -302,10 +311,10 @@ test!(
 );
 
 /// The peers' registry behind TLS; certificates: `tests/certificates/README`.
-struct Tls(Child);
+pub(super) struct Tls(Child);
 
 impl Tls {
-    fn start(cri: &Cri<'_>, client: bool) -> Result<Self> {
+    pub(super) fn start(cri: &Cri<'_>, client: bool) -> Result<Self> {
         // The machine has this program, not its sources.
         for (name, text) in [
             ("ca.pem", include_str!("../../certificates/ca.pem")),
@@ -352,7 +361,7 @@ impl Drop for Tls {
     }
 }
 
-const IMAGE: &str = "registry.test/e2e-test-images/busybox:1.29-4";
+pub(super) const IMAGE: &str = "registry.test/e2e-test-images/busybox:1.29-4";
 
 test!(
     fn a_registrys_certificate_is_checked(t: &Test) -> Result {

@@ -1,12 +1,13 @@
 //! A CRI server that ends and comes back: what it ran goes on, what ended meanwhile is told.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
 
 use crate::cri::proto::*;
-use crate::cri::{Cri, Pod, check, only_ours, with};
+use crate::cri::{Client, Code, Cri, Pod, check, only_ours, refused, with};
 use crate::fuse::Hanging;
 use crate::registry::Result;
 use crate::test;
@@ -183,6 +184,24 @@ fn that_hangs_in_its_shim(pod: &Pod<'_, '_>, hang: &Hanging) -> Result<CreateCon
     Ok(pod.creation(config))
 }
 
+/// Sends a call, and goes when it hangs, its answer unread.
+fn until_it_hangs<T: Send + 'static>(
+    client: &Client,
+    hang: &Hanging,
+    call: impl Future<Output = T> + Send + 'static,
+) -> Result {
+    client.wait(async {
+        let call = tokio::spawn(call);
+        while !hang.holds_somebody() && !call.is_finished() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        call.abort();
+    });
+    client.hang_up();
+    ensure!(hang.holds_somebody(), "it does not hang");
+    Ok(())
+}
+
 test!(
     fn a_create_that_hangs_holds_up_no_restart(t: &Test) -> Result {
         only_ours(t)?;
@@ -193,15 +212,11 @@ test!(
             let request = that_hangs_in_its_shim(&pod, &hang)?;
             let other = cri.another_client()?;
             let mut client = other.runtime();
-            other.wait(async {
-                let call = tokio::spawn(async move { client.create_container(request).await });
-                while !hang.holds_somebody() && !call.is_finished() {
-                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-                }
-                call.abort();
-            });
-            ensure!(hang.holds_somebody(), "it does not hang");
-            other.hang_up();
+            until_it_hangs(
+                &other,
+                &hang,
+                async move { client.create_container(request).await },
+            )?;
             // The shim waits for what hangs until it may delete it, and rtc-cri for the shim.
             restart(cri, Signal::SIGKILL, || Ok(()))?;
             web.exec(&["true"])?.ok()?;
@@ -213,6 +228,53 @@ test!(
             let again = pod.create(config)?;
             again.start()?;
             again.exec(&["true"])?.ok()?;
+            Ok(())
+        })
+    }
+);
+
+test!(
+    fn a_start_that_hangs_over_a_restart_is_not_lost_sight_of(t: &Test) -> Result {
+        only_ours(t)?;
+        with(t, |cri| {
+            let pod = cri.pod()?;
+            let mut hang = hanging(t)?;
+            // Only execve(2) looks for the interpreter.
+            let script = t.path("script");
+            fs::write(&script, "#!/data/hang\n")?;
+            fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+            let mut config = pod.container_config("stuck", "")?;
+            config.command = vec!["/script".into()];
+            config.mounts = [(&hang.path, "/data"), (&script, "/script")]
+                .map(|(host, container)| Mount {
+                    container_path: container.into(),
+                    host_path: host.display().to_string(),
+                    ..Mount::default()
+                })
+                .to_vec();
+            let stuck = pod.create(config)?;
+            let other = cri.another_client()?;
+            let mut client = other.runtime();
+            let request = StartContainerRequest {
+                container_id: stuck.id.clone(),
+            };
+            until_it_hangs(
+                &other,
+                &hang,
+                async move { client.start_container(request).await },
+            )?;
+            restart(cri, Signal::SIGKILL, || Ok(()))?;
+            stuck.is(ContainerState::ContainerCreated)?;
+            // What nothing can kill is not said to have ended.
+            let stop = StopContainerRequest {
+                container_id: stuck.id.clone(),
+                timeout: 0,
+            };
+            refused(cri.stop_container(stop), Code::DeadlineExceeded, &["SIGKILL"])?;
+            stuck.is(ContainerState::ContainerCreated)?;
+            hang.end();
+            let ended = stuck.ended()?;
+            ensure!(ended.exit_code == 137, "{ended:?}");
             Ok(())
         })
     }

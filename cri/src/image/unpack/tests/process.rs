@@ -37,7 +37,7 @@ fn config(place: &Place) -> Config {
     }
 }
 
-/// As a pull does it; the uppermost layer first, which then waits for those below.
+/// As a pull does it; the uppermost layer is finished first, and waits for those below.
 async fn pull(images: &Images, name: &str, layers: &[Archive]) -> Result<Arc<Image>> {
     let diff_ids: Vec<String> = layers.iter().map(Archive::diff_id).collect();
     pull_as(images, name, layers, &diff_ids).await
@@ -122,6 +122,7 @@ async fn a_layer_is_mended_by_what_is_below_it() {
         .directory("etc", 0o700)
         .file("etc/passwd", "root:x:0:0\n")
         .file("etc/group", "root:x:0:\n")
+        .symlink("etc/alias", "passwd")
         .file("gone/a", "a")
         .file("opaque/a", "a")
         .entry(
@@ -137,7 +138,11 @@ async fn a_layer_is_mended_by_what_is_below_it() {
         .file(".wh.gone", "")
         .file("opaque/.wh..wh..opq", "")
         .file("opaque/b", "b")
+        .link("bin/same", "bin/none")
         .link("bin/same", "bin/tool")
+        .link("bin/other", "bin/tool")
+        .link("bin/third", "bin/other")
+        .link("etc/link", "etc/alias")
         .symlink("passwd", "/etc/../../etc/passwd")
         .symlink("secret", "../../../../../../secret");
     let image = pull(&images, "a", &[base, top]).await.unwrap();
@@ -157,6 +162,14 @@ async fn a_layer_is_mended_by_what_is_below_it() {
         b"y"
     );
     assert_eq!(at("bin/same").mode() & 0o7777, 0o4755);
+    // One file, and nothing was copied.
+    let tool = metadata(&image.layers[0].join("bin/tool"));
+    assert_eq!((tool.ino(), tool.nlink()), (at("bin/same").ino(), 4));
+    assert_eq!(at("bin/other").ino(), tool.ino());
+    assert_eq!(
+        std::fs::read_link(upper.join("etc/link")).unwrap(),
+        Path::new("passwd")
+    );
     let read = async |path: &str| images.read_file(&image, Path::new(path), 100).await.unwrap();
     assert_eq!(read("/etc/passwd").await.unwrap(), b"root:x:0:0\n");
     assert_eq!(read("passwd").await.unwrap(), b"root:x:0:0\n");
@@ -243,6 +256,92 @@ async fn a_container_keeps_all_its_layers_after_a_restart_when_one_is_in_no_imag
     images.discard("c1").await.unwrap();
     eventually("its layer goes with c1", || !first.layers[1].exists()).await;
     assert!(again.layers.iter().all(|layer| layer.is_dir()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_number_of_a_layer_that_was_lost_is_not_given_to_another() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let images = open(&place);
+    let lost = pull(&images, "a", &[Archive::new().file("a", "a")])
+        .await
+        .unwrap();
+    drop(images);
+    std::fs::remove_dir_all(lost.layers[0].parent().unwrap()).unwrap();
+    let images = open(&place);
+    assert!(images.all().is_empty());
+    let other = pull(&images, "b", &[Archive::new().file("b", "b")])
+        .await
+        .unwrap();
+    assert_ne!(other.layers, lost.layers);
+    drop(images);
+    let ids: Vec<String> = open(&place).all().iter().map(|image| image.id.clone()).collect();
+    assert_eq!(ids, [other.id.clone()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_stands_still_does_not_stop_another_one() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let images = open(&place);
+    let layers: Vec<Archive> = ["a", "b", "c"].map(|name| Archive::new().file(name, name)).into();
+    let diff_ids: Vec<String> = layers.iter().map(Archive::diff_id).collect();
+    // It has begun with all; the second layer it has whole.
+    let hostile = images.layers(&diff_ids).unwrap();
+    let mut writers = Vec::new();
+    for (wanted, layer) in hostile.iter().zip(&layers) {
+        let mut writer = wanted.begin(GZIP).await.unwrap().unwrap();
+        writer.write(&layer.gzip()[..20]).await.unwrap();
+        writers.push(writer);
+    }
+    let mut second = writers.remove(1);
+    second.write(&layers[1].gzip()[20..]).await.unwrap();
+    let second = tokio::spawn(second.finish());
+    let begun = std::time::Instant::now();
+    let image = pull(&images, "a", &layers).await.unwrap();
+    assert!(
+        begun.elapsed().as_secs() < 5,
+        "one wait for all: {:?}",
+        begun.elapsed()
+    );
+    // It comes to its end all the same, and has the layers of who was first.
+    writers[0].write(&layers[0].gzip()[20..]).await.unwrap();
+    writers.remove(0).finish().await.unwrap();
+    second.await.unwrap().unwrap();
+    let number = |at: usize| super::super::super::layers::Layers::number(&image.layers[at]);
+    assert_eq!((hostile[0].number(), hostile[1].number()), (number(0), number(1)));
+    drop((writers, hostile));
+    eventually("nothing else is left", || layers_on_disk(&place) == 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_goes_on_where_another_one_was_given_up() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let images = open(&place);
+    let layers = [Archive::new().file("a", "a"), Archive::new().file("b", "b")];
+    let diff_ids: Vec<String> = layers.iter().map(Archive::diff_id).collect();
+    let other = images.layers(&diff_ids).unwrap();
+    let mut lower = other[0].begin(GZIP).await.unwrap().unwrap();
+    lower.write(&layers[0].gzip()[..20]).await.unwrap();
+    let wanted = images.layers(&diff_ids).unwrap();
+    let mut upper = wanted[1].begin(GZIP).await.unwrap().unwrap();
+    upper.write(&layers[1].gzip()).await.unwrap();
+    let upper = tokio::spawn(upper.finish());
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    // The upper one waits for this pull's own.
+    drop((lower, other));
+    let mut lower = wanted[0].begin(GZIP).await.unwrap().unwrap();
+    lower.write(&layers[0].gzip()).await.unwrap();
+    lower.finish().await.unwrap();
+    upper.await.unwrap().unwrap();
+    assert!(wanted.iter().all(|wanted| wanted.number().is_some()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -34,6 +34,7 @@ mod cri_crictl_shapes;
 mod cri_events;
 mod cri_network;
 mod cri_pods;
+mod cri_port_forward;
 mod cri_pull;
 mod cri_pull_auth;
 mod cri_pull_hosts;

@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -284,10 +284,22 @@ impl fmt::Debug for Node {
     }
 }
 
-/// One server at a time.
+/// One server at a time. Who may open the file can lock it, and the directory can be entered by all.
 fn only(state: &Path) -> Result<std::fs::File> {
     let path = state.join("lock");
-    let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
+    let open = || {
+        let mut options = std::fs::File::options();
+        let file = options
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)?;
+        // One that an earlier release made.
+        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+        Ok::<_, std::io::Error>(file)
+    };
+    let file = open().with_context(|| path.display().to_string())?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(Error::text(

@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::body::{Buf, Bytes};
@@ -23,7 +23,6 @@ use tokio::time::timeout;
 use super::frame::{self, Away, Control, HEAD, Head, Malformed, Status};
 use super::headers::{self, Decoder, Fault};
 use super::{Session, Stall, Stream};
-use crate::locked;
 use crate::streaming::stream::{self, Feed, Gone, Hold, Id, Message, Outbox, WeakQueue};
 
 /// Streams that may be open at once. One more is refused.
@@ -130,7 +129,7 @@ struct Halves {
 
 impl Open {
     fn lock(&self) -> MutexGuard<'_, Streams> {
-        locked(&self.0)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn close_input(&self, id: Id) {

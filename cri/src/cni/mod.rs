@@ -83,7 +83,8 @@ struct Networks {
     turns: Turns,
     /// Read: who adds or deletes. Written: GC.
     in_use: tokio::sync::RwLock<()>,
-    collected: Mutex<Option<Instant>>,
+    /// When the next GC is due; `None`: that of the start was not yet.
+    collect_at: Mutex<Option<Instant>>,
     /// Pods whose DEL failed and that nobody else may ask for again.
     undone: Mutex<BTreeSet<String>>,
     retrying: AtomicBool,
@@ -152,7 +153,7 @@ impl Cni {
                 status: tokio::sync::Mutex::default(),
                 turns: Turns::default(),
                 in_use: tokio::sync::RwLock::default(),
-                collected: Mutex::default(),
+                collect_at: Mutex::default(),
                 undone: Mutex::default(),
                 retrying: AtomicBool::new(false),
             }),

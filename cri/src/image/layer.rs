@@ -19,8 +19,6 @@ use crate::error::{Error, Kind, Result};
 
 /// What the unpacker may say, in bytes: all that it remembers, as JSON.
 const OUTCOME_MAX: u64 = 64 << 20;
-/// So much of the disk stays free, whatever a layer has.
-const ROOM_LEFT: u64 = 256 << 20;
 /// Fewer changes between the two processes; more than is allowed is not needed.
 const PIPE: i32 = 1 << 20;
 
@@ -168,15 +166,7 @@ fn make_directory(path: &Path) -> anyhow::Result<unpack::Limits> {
     }
     std::fs::create_dir_all(path).with_context(|| format!("mkdir {path:?}"))?;
     let disk = nix::sys::statvfs::statvfs(path).with_context(|| format!("statvfs {path:?}"))?;
-    Ok(unpack::Limits {
-        bytes: (disk.blocks_available() * disk.fragment_size()).saturating_sub(ROOM_LEFT),
-        // File systems that make inodes as they need them have no count.
-        entries: if disk.files() == 0 {
-            u64::MAX
-        } else {
-            disk.files_available()
-        },
-    })
+    Ok(unpack::Limits::of(&disk))
 }
 
 #[cfg(not(test))]

@@ -113,15 +113,24 @@ test!(
                 mirror.address()
             );
             hosts(cri, "registry.test", &text)?;
-            mirror.push("app", "1", LAYERS);
-            let pushed = itself.push("app", "1", LAYERS);
-            let layer = pushed.layers[0].clone();
-            mirror.misbehave(move |request, reply| {
-                if request.path.contains(&layer) {
-                    reply.body[600] ^= 1;
-                }
-            });
-            ensure!(pull(cri, "registry.test/app:1")? == pushed.config, "the id");
+            let content = vec![7; 4 << 20];
+            // A file's content; a header, so that it can't be unpacked; and that, but never to its end.
+            for (tag, wrong, cut) in [("1", 600, None), ("2", 1, None), ("3", 1, Some(3 << 20))] {
+                let layers: &[&[(&str, &[u8])]] = &[&[(tag, &content)]];
+                mirror.push("app", tag, layers);
+                let pushed = itself.push("app", tag, layers);
+                let layer = pushed.layers[0].clone();
+                mirror.misbehave(move |request, reply| {
+                    if request.path.contains(&layer) {
+                        reply.body[wrong] ^= 1;
+                        if let Some(bytes) = cut {
+                            reply.cut_after(bytes);
+                        }
+                    }
+                });
+                let id = pull(cri, &format!("registry.test/app:{tag}")).with_context(|| format!("app:{tag}"))?;
+                ensure!(id == pushed.config, "the id");
+            }
             Ok(())
         })
     }

@@ -26,6 +26,9 @@ use crate::image::{Wanted, Writer};
 use crate::locked;
 use crate::log;
 
+/// A layer that several hosts give parts of, of which some are wrong, is begun anew so often.
+const MAX_RESTARTS: u32 = 4;
+
 /// A registry, as one pull sees it.
 pub(crate) struct Registry {
     reference: Reference,
@@ -225,10 +228,13 @@ impl Registry {
             verifier: None,
             source: None,
             mixed: false,
+            unmixed: false,
+            restarts: 0,
             layer: wanted,
             progress,
             kind,
             writer: Some(writer),
+            refused: None,
         };
         let mut rounds = self.rounds(|host| host.pull)?;
         loop {
@@ -464,20 +470,38 @@ struct Blob<'a> {
     source: Option<String>,
     /// The bytes are from several hosts.
     mixed: bool,
+    /// Bytes from several were wrong: they are never mixed again, ...
+    unmixed: bool,
+    /// ... which began it anew so often.
+    restarts: u32,
     layer: &'a Wanted,
     progress: &'a Progress,
     kind: &'a str,
     writer: Option<Writer>,
+    /// The unpacker can't take it. Whose fault that is, its digest tells.
+    refused: Option<Error>,
 }
 
 impl Blob<'_> {
     /// Goes on with it from a host, to its end.
     async fn fetch(&mut self, served: &Served, reference: &Reference) -> std::result::Result<(), Failure> {
         if self.taken < self.size || self.size == 0 {
-            let response = served.ask(reference, Method::GET, &self.path, self.taken).await?;
+            let source = Some(served.client.base());
+            let anew = self.unmixed && self.taken > 0 && self.source != source;
+            if anew && self.restarts == MAX_RESTARTS {
+                let why = format_args!("{}: no host gives all of it", self.path);
+                return Err(Failure::wrong(why));
+            }
+            let from = if anew { 0 } else { self.taken };
+            let response = served.ask(reference, Method::GET, &self.path, from).await?;
+            if anew {
+                self.restarts += 1;
+                if !self.restart().await? {
+                    return Ok(());
+                }
+            }
             let mut skip = self.begin(&response)?;
             let mut body = response.into_body();
-            let source = Some(served.client.base());
             self.mixed |= self.taken > 0 && self.source != source;
             self.source = source;
             while let Some(bytes) = served.client.next(&mut body).await? {
@@ -490,20 +514,31 @@ impl Blob<'_> {
         }
         let verifier = self.verifier.take().unwrap_or_else(|| self.fresh.clone());
         let Err(failure) = verifier.finish() else {
-            return Ok(());
+            return self.refused.take().map_or(Ok(()), |error| Err(error.into()));
         };
         // The unpacker has wrong bytes: another host has to begin at the beginning.
         let mixed = std::mem::take(&mut self.mixed);
-        self.progress.lost(self.taken);
-        self.taken = 0;
-        self.writer = None;
-        self.writer = self.layer.begin(self.kind).await?;
+        self.unmixed |= mixed;
+        if !self.restart().await? {
+            return Ok(());
+        }
         // Which of several was wrong is not known.
         Err(if mixed {
             Failure::Broken(failure.to_string())
         } else {
             failure
         })
+    }
+
+    /// It comes again, from its first byte. `false`: another pull has brought it.
+    async fn restart(&mut self) -> Result<bool> {
+        self.progress.lost(self.taken);
+        self.taken = 0;
+        (self.verifier, self.refused) = (None, None);
+        // The old one is gone before there is another.
+        self.writer = None;
+        self.writer = self.layer.begin(self.kind).await?;
+        Ok(self.writer.is_some())
     }
 
     /// How many bytes of the answer the unpacker has already.
@@ -541,8 +576,14 @@ impl Blob<'_> {
         self.verifier
             .get_or_insert_with(|| self.fresh.clone())
             .update(bytes);
-        if let Some(writer) = &mut self.writer {
-            writer.write(bytes).await?;
+        if let Some(writer) = &mut self.writer
+            && let Err(error) = writer.write(bytes).await
+        {
+            if error.kind == Kind::ResourceExhausted {
+                return Err(error.into());
+            }
+            self.writer = None;
+            self.refused = Some(error);
         }
         self.taken += bytes.len() as u64;
         self.progress.came(bytes.len() as u64);

@@ -10,6 +10,7 @@
 
 mod confine;
 mod pax;
+mod room;
 mod sparse;
 mod stream;
 mod tar;
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
+use nix::sys::statvfs::Statvfs;
 use serde::{Deserialize, Serialize};
 
 pub(super) use tree::is_whiteout;
@@ -32,12 +34,22 @@ pub(super) use tree::is_whiteout;
 /// The hidden argument that makes `rtc-cri` one.
 pub(crate) const ARGUMENT: &str = "unpack-layer";
 
-/// What a layer may have.
+/// What a layer may have, as the disk was when it was begun.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     /// Of all its files.
     pub(super) bytes: u64,
     pub(super) entries: u64,
+}
+
+impl Limits {
+    /// Of a layer on this disk.
+    pub(super) fn of(disk: &Statvfs) -> Self {
+        Self {
+            bytes: room::bytes_free(disk),
+            entries: room::inodes_free(disk),
+        }
+    }
 }
 
 /// What was unpacked, and what has to be done where the layers below are known. Paths are names joined by `/`.

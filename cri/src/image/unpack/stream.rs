@@ -1,12 +1,18 @@
 //! The plain tar of a layer: decompressed, counted, and hashed as it is read.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader, Read};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
 /// So much is decompressed at a time: fits a processor's second cache with what it is made of.
 const PIECE: usize = 128 << 10;
+
+/// The most bytes that tell what it is compressed with.
+const MAGIC: u64 = 6;
+
+/// Headers, records and what fills blocks, of all entries; what is skipped, and what is behind the end.
+const OVERHEAD_MAX: u64 = if cfg!(test) { 8 << 20 } else { 16 << 30 };
 
 /// The largest window of zstd, as a power of two: what its command line takes too without being told.
 const WINDOW: u32 = 27;
@@ -19,15 +25,20 @@ pub(super) struct Plain<'r> {
     at: usize,
     end: usize,
     digest: Sha256,
-    total: u64,
+    /// Bytes that were not handed out as a file's.
+    overhead: u64,
 }
 
 impl<'r> Plain<'r> {
     /// What it is compressed with is told by its first bytes: media types are not always right, and peers do the same.
-    pub(super) fn new(compressed: impl Read + 'r) -> Result<Self> {
-        let mut compressed = BufReader::with_capacity(PIECE, compressed);
-        let start = compressed.fill_buf().context("read")?;
-        let source: Box<dyn Read + 'r> = match start {
+    pub(super) fn new(mut compressed: impl Read + 'r) -> Result<Self> {
+        // They may come one by one.
+        let mut start = Vec::with_capacity(MAGIC as usize);
+        let read = compressed.by_ref().take(MAGIC).read_to_end(&mut start);
+        read.context("read")?;
+        let compressed = io::Cursor::new(start.clone()).chain(compressed);
+        let compressed = BufReader::with_capacity(PIECE, compressed);
+        let source: Box<dyn Read + 'r> = match &start[..] {
             [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(compressed)),
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(compressed).context("zstd")?;
@@ -45,7 +56,7 @@ impl<'r> Plain<'r> {
             at: 0,
             end: 0,
             digest: Sha256::new(),
-            total: 0,
+            overhead: 0,
         })
     }
 
@@ -73,15 +84,28 @@ impl<'r> Plain<'r> {
             }
         }
         self.digest.update(&self.piece[..self.end]);
-        self.total += self.end as u64;
         Ok(())
+    }
+
+    /// Some that is no file's: it takes no room, only time, and little of it is needed to make much.
+    fn take_overhead(&mut self, most: u64) -> Result<&[u8]> {
+        ensure!(
+            self.overhead <= OVERHEAD_MAX,
+            "more than {OVERHEAD_MAX} bytes of it are of no file"
+        );
+        if self.at == self.end {
+            self.fill().context("read")?;
+        }
+        let length = (self.end - self.at) as u64;
+        self.overhead += length.min(most);
+        self.take(most).context("read")
     }
 
     /// Exactly so many bytes; `false` where it ends before the first one.
     pub(super) fn exact(&mut self, buffer: &mut [u8]) -> Result<bool> {
         let mut filled = 0;
         while filled < buffer.len() {
-            let piece = self.take((buffer.len() - filled) as u64).context("read")?;
+            let piece = self.take_overhead((buffer.len() - filled) as u64)?;
             if piece.is_empty() {
                 if filled == 0 {
                     return Ok(false);
@@ -97,7 +121,7 @@ impl<'r> Plain<'r> {
     /// Goes over so many bytes.
     pub(super) fn skip(&mut self, mut count: u64) -> Result<()> {
         while count > 0 {
-            let length = self.take(count).context("read")?.len() as u64;
+            let length = self.take_overhead(count)?.len() as u64;
             if length == 0 {
                 bail!("it ends in the middle of an entry");
             }
@@ -108,7 +132,7 @@ impl<'r> Plain<'r> {
 
     /// Reads to its end: `sha256:...` of all of it. What is behind the end of a tar belongs to the digest.
     pub(super) fn finish(mut self) -> Result<String> {
-        while !self.take(u64::MAX).context("read")?.is_empty() {}
+        while !self.take_overhead(u64::MAX)?.is_empty() {}
         Ok(format!("sha256:{:x}", self.digest.finalize()))
     }
 }
@@ -136,6 +160,26 @@ mod tests {
             assert_eq!(&start, b"abca");
             assert_eq!(plain.finish().unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn its_first_bytes_may_come_one_by_one() {
+        struct OneByOne<'b>(&'b [u8]);
+        impl Read for OneByOne<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let length = buffer.len().min(1);
+                self.0.read(&mut buffer[..length])
+            }
+        }
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(b"abc").unwrap();
+        let zstd = zstd::encode_all(&b"abc"[..], 1).unwrap();
+        for compressed in [gzip.finish().unwrap(), zstd, b"abc".to_vec()] {
+            let plain = Plain::new(OneByOne(&compressed)).unwrap();
+            let expected = format!("sha256:{:x}", Sha256::digest(b"abc"));
+            assert_eq!(plain.finish().unwrap(), expected);
+        }
+        assert!(Plain::new(OneByOne(b"\xfd7zXZ\0rest")).is_err());
     }
 
     #[test]

@@ -22,6 +22,7 @@ use nix::sys::time::{TimeSpec, TimeValLike as _};
 use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat};
 use rtc_runtime::sys::xattr;
 
+use super::room::Room;
 use super::tar::{Entry, Kind, Reader};
 use super::{Limits, Summary};
 use crate::image::removal;
@@ -38,8 +39,6 @@ const AUFS: &[u8] = b".wh..wh.";
 
 /// So many symbolic links are followed in one name, as by the kernel.
 const LINKS_MAX: usize = 40;
-/// What a file system allocates at least, in bytes.
-const ALLOCATED: u64 = 4096;
 /// The most that may be remembered for later, in bytes.
 const REMEMBERED_MAX: usize = 16 << 20;
 
@@ -52,7 +51,7 @@ struct Place {
 /// A layer's directory that is being filled.
 pub(super) struct Tree {
     root: OwnedFd,
-    limits: Limits,
+    room: Room,
     /// Where the last entry was put.
     last: Option<Place>,
     /// The present entry may have changed what is on the way there.
@@ -62,8 +61,6 @@ pub(super) struct Tree {
     /// Times of directories, which change as something is put into them; and what their new files inherit.
     late: HashMap<Vec<u8>, Late>,
     links: Vec<(Vec<u8>, Vec<u8>)>,
-    bytes: u64,
-    inodes: u64,
     remembered: usize,
 }
 
@@ -76,27 +73,20 @@ impl Tree {
     pub(super) fn new(root: OwnedFd, limits: Limits) -> Self {
         Self {
             root,
-            limits,
+            room: Room::new(limits),
             last: None,
             moved: false,
             implicit: HashSet::new(),
             opaque: HashSet::new(),
             late: HashMap::new(),
             links: Vec::new(),
-            bytes: 0,
-            inodes: 0,
             remembered: 0,
         }
     }
 
     /// Puts an entry where it belongs.
     pub(super) fn put(&mut self, entry: &Entry, reader: &mut Reader<'_>) -> Result<()> {
-        self.inodes += 1;
-        ensure!(
-            self.inodes <= self.limits.entries,
-            "more than {} entries: no room",
-            self.limits.entries
-        );
+        self.room.take_inode(&self.root)?;
         let mut names = clean(&entry.name)?;
         let Some(name) = names.pop() else {
             ensure!(
@@ -253,9 +243,9 @@ impl Tree {
                 }
                 let length = piece.len() as u64;
                 file.write_all(piece).context("write")?;
-                self.account(length)?;
+                self.room.take(&self.root, length)?;
             }
-            self.bytes = self.bytes.next_multiple_of(ALLOCATED);
+            self.room.end_file();
             return Ok(file);
         };
         let mut extents = extents.iter();
@@ -265,7 +255,7 @@ impl Tree {
             if piece.is_empty() {
                 break;
             }
-            self.account(piece.len() as u64)?;
+            self.room.take(&self.root, piece.len() as u64)?;
             while !piece.is_empty() {
                 while left == 0 {
                     let (offset, length) = extents.next().context("more data than extents")?;
@@ -280,19 +270,6 @@ impl Tree {
         }
         file.set_len(entry.size).context("ftruncate")?;
         Ok(file)
-    }
-
-    fn account(&mut self, bytes: u64) -> Result<()> {
-        self.bytes += bytes;
-        if self.bytes > self.limits.bytes {
-            return Err(Errno::ENOSPC).with_context(|| {
-                format!(
-                    "it has more than {} bytes, and there is no room for it",
-                    self.limits.bytes
-                )
-            });
-        }
-        Ok(())
     }
 
     /// A hard link. What it leads to may come later, or be in a layer below.
@@ -448,7 +425,7 @@ impl Tree {
     }
 
     fn make_implicit(&mut self, here: &Place, name: &[u8]) -> Result<OwnedFd> {
-        self.inodes += 1;
+        self.room.take_inode(&self.root)?;
         mkdirat(&here.directory, name, Mode::from_bits_truncate(0o755)).context("mkdir")?;
         let path = join(&here.path, name);
         self.remember(path.len())?;
@@ -509,8 +486,8 @@ impl Tree {
         let root_is_named = self.late.contains_key(&b""[..]);
         Ok(Summary {
             diff_id: digest,
-            bytes: self.bytes,
-            inodes: self.inodes,
+            bytes: self.room.bytes,
+            inodes: self.room.inodes,
             root_is_named,
             implicit: sorted(self.implicit),
             opaque: sorted(self.opaque),

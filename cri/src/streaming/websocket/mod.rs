@@ -85,7 +85,7 @@ pub(super) const FORWARD: [Protocol; 3] = [
 pub(super) const PORTS_MAX: usize = 39;
 
 /// `Sec-WebSocket-Accept` for a `Sec-WebSocket-Key`, where that is 16 bytes.
-pub(super) fn accept(key: &[u8]) -> Option<String> {
+pub(crate) fn accept(key: &[u8]) -> Option<String> {
     let given = STANDARD.decode(key).ok()?;
     if given.len() != 16 {
         return None;

@@ -228,7 +228,29 @@ fn a_bomb_is_refused_before_the_disk_is_full() {
         })
         .bytes();
     let error = unpack(&many[..], place.root(), limits).unwrap_err();
-    assert!(format!("{error:#}").contains("more than 5 entries"));
+    assert!(super::super::is_full(&error), "{error:#}");
+    assert!(format!("{error:#}").contains("more than 5 files"));
+}
+
+#[test]
+fn what_is_no_file_has_a_limit() {
+    let place = Place::new();
+    let zstd = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
+    let large = vec![0; 20 << 20];
+    let behind = [Archive::new().file("a", "").bytes(), large.clone()].concat();
+    let label = Header {
+        size: large.len() as u64,
+        ..Header::new(b'V', "label")
+    };
+    let label = Archive::new().raw(label.block(), &large).bytes();
+    let skipped = Archive::new().entry(Header::new(b'0', ".wh.a"), &large).bytes();
+    for bytes in [behind, label, skipped] {
+        let error = format!("{:#}", place.unpack_bytes(&zstd(&bytes)).unwrap_err());
+        assert!(error.contains("are of no file"), "{error}");
+    }
+    // A file may be as large.
+    let file = Archive::new().entry(Header::new(b'0', "file"), &large).bytes();
+    place.unpack_bytes(&zstd(&file)).unwrap();
 }
 
 #[test]

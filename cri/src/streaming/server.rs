@@ -5,7 +5,8 @@
 //!   not so, no such token ──────────────> 404, 405
 //!   no upgrade, a protocol of none ─────> 400, 403 with those that there are; the token is still good
 //!   else: the token is taken ── 101 ──> the verb and its framing, until both have ended
-//! the client has gone, is idle for too long, or the server ends: the framing is dropped, and the verb sees to its end
+//! the client has gone, is idle for too long, or the server ends: the verb sees to its end, and the client is told why, if it
+//! is there
 //! ```
 
 use std::convert::Infallible;
@@ -28,10 +29,11 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use super::connection::{self, Ending, Why};
 use super::peer::{Hangup, Last, Noted};
 use super::tokens::Tokens;
 use super::upgrade::Upgrade;
-use super::{Asked, Verb, connection};
+use super::{Asked, Verb};
 use crate::config::StreamingConfig;
 use crate::error::Result;
 use crate::locked;
@@ -238,8 +240,8 @@ fn respond(node: &Arc<Node>, mut request: Request<Incoming>, hangup: &Arc<Hangup
         match upgrading.await {
             Ok(upgraded) => {
                 let (stream, last) = Noted::new(TokioIo::new(upgraded));
-                let gone = gone(&node.streaming, &hangup, &last);
-                connection::serve(&node, asked, upgrade, stream, gone).await;
+                let ending = ending(&node.streaming, &hangup, &last);
+                connection::serve(&node, asked, upgrade, stream, ending).await;
             }
             Err(error) => log::debug(|| format!("streams: a client: {error}")),
         }
@@ -248,7 +250,7 @@ fn respond(node: &Arc<Node>, mut request: Request<Incoming>, hangup: &Arc<Hangup
 }
 
 /// Waits until there is nobody to serve, or nobody who serves.
-async fn gone(streaming: &Streaming, hangup: &Hangup, last: &Last) {
+async fn ending(streaming: &Streaming, hangup: &Hangup, last: &Last) -> Ending {
     let idle = async {
         match streaming.idle {
             Some(limit) => last.idle(limit).await,
@@ -257,9 +259,9 @@ async fn gone(streaming: &Streaming, hangup: &Hangup, last: &Last) {
     };
     let mut end = streaming.end.subscribe();
     tokio::select! {
-        () = hangup.gone() => {}
-        () = idle => log::info("streams: a connection was idle for too long: it is closed"),
-        _ = end.wait_for(|end| *end) => {}
+        () = hangup.gone() => Ending::Client,
+        () = idle => Ending::Ours(Why::Idle),
+        _ = end.wait_for(|end| *end) => Ending::Ours(Why::Terminated),
     }
 }
 

@@ -97,7 +97,7 @@ async fn begin(node: &Arc<Node>, request: &AttachRequest) -> Result<(Attached, O
         shim,
         stdin: (request.stdin && record.config.stdin).then(|| bundle.join("stdin")),
         once: request.stdin && record.config.stdin_once,
-        waits: !(record.config.stdin_once && !terminal),
+        waits: !record.config.stdin_once || terminal,
         container,
         _fifos: fifos,
     };

@@ -64,6 +64,9 @@ pub(super) async fn serve(node: &Arc<Node>, request: &AttachRequest, remote: Rem
         outcome = whole => Some(outcome),
         never = beside => match never {},
         () = queue.closed() => None,
+        () = node.streaming.ending() => Some(Outcome::Failed(
+            "rtc-cri ends: the container goes on, attach again".into(),
+        )),
     };
     drop(queue);
     match outcome {

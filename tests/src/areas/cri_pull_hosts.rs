@@ -128,7 +128,8 @@ test!(
                         }
                     }
                 });
-                let id = pull(cri, &format!("registry.test/app:{tag}")).with_context(|| format!("app:{tag}"))?;
+                let id =
+                    pull(cri, &format!("registry.test/app:{tag}")).with_context(|| format!("app:{tag}"))?;
                 ensure!(id == pushed.config, "the id");
             }
             Ok(())

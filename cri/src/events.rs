@@ -7,7 +7,7 @@
 //! The kubelet takes an event's snapshot for newer than that of an event before it, and drops what is older than what it
 //! knows. So the time and the snapshot are taken while nobody else sends: no event is older than the one before it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::broadcast;
@@ -16,6 +16,7 @@ use tokio_stream::wrappers::BroadcastStream;
 
 use crate::container::{State, status};
 use crate::error::{Error, Kind};
+use crate::locked;
 use crate::node::Node;
 use crate::proto::{ContainerEventResponse, ContainerEventType};
 use crate::sandbox;
@@ -43,11 +44,11 @@ impl Events {
 
     /// Ends all streams: the server ends only after them.
     pub(crate) fn close(&self) {
-        *self.sender.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *locked(&self.sender) = None;
     }
 
     fn sender(&self) -> Option<broadcast::Sender<ContainerEventResponse>> {
-        self.sender.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.sender).clone()
     }
 }
 

@@ -15,13 +15,14 @@ mod file;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::error::{Error, Kind, Result};
+use crate::locked;
 use file::File;
 
 /// What a record survives, once `put` has returned.
@@ -189,10 +190,6 @@ fn encode<R: Serialize>(line: &Line<R>) -> Result<Vec<u8>> {
     let mut line = serde_json::to_vec(line).map_err(anyhow::Error::from)?;
     line.push(b'\n');
     Ok(line)
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use crate::container::State;
 use crate::error::Result;
+use crate::events;
 use crate::node::Node;
 use crate::proto::*;
 use crate::sandbox;
 use crate::stats::cgroup::{Depth, Io, Machine, Memory, Used};
 use crate::stats::network::{self, Interface};
-use crate::stats::{Asked, blocking, containers_of, now};
+use crate::stats::{Asked, blocking, containers_of};
 
 use families::{self as family, Family};
 
@@ -84,7 +85,7 @@ impl Metrics {
             .map_or(("", ""), |metadata| (&metadata.name, &metadata.namespace));
         Self {
             labels: [name, namespace, container, id, image].map(str::to_owned),
-            timestamp: now(),
+            timestamp: events::now(),
             all: Vec::with_capacity(64),
         }
     }

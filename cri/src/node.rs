@@ -11,9 +11,9 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
 
@@ -25,11 +25,12 @@ use crate::events::Events;
 use crate::image::Images;
 use crate::image::pulls::Pulls;
 use crate::journal::{Durability, Journal};
+use crate::locked;
+use crate::log;
 use crate::sandbox::{self, Sandbox};
 use crate::shim::Shim;
 use crate::shim::cgroup::ShimCgroup;
 use crate::spec::Facts;
-use crate::stats::Rates;
 use crate::status::Handlers;
 use crate::streaming::Streaming;
 
@@ -40,7 +41,6 @@ pub(crate) struct Node {
     pub(crate) pulls: Pulls,
     pub(crate) cni: Cni,
     pub(crate) events: Events,
-    pub(crate) rates: Rates,
     /// The cgroup of all shims.
     pub(crate) shims: ShimCgroup,
     /// What the node is.
@@ -87,6 +87,15 @@ impl<T> Table<T> {
         self.by_name.insert(name, id.to_owned());
         self.by_id.insert(id.to_owned(), Arc::clone(one));
         Ok(())
+    }
+
+    /// Takes in what is recorded, the newest last. Where two have one name, which should not be, it is the newest one's, and
+    /// the other is there by its id: the kubelet removes it.
+    fn found(&mut self, id: &str, name: String, one: Arc<T>) {
+        if let Some(other) = self.by_name.insert(name, id.to_owned()) {
+            log::warn(format_args!("{other}: {id} has the same name, and is newer"));
+        }
+        self.by_id.insert(id.to_owned(), one);
     }
 
     fn forget(&mut self, id: &str, name: &str) {
@@ -138,7 +147,6 @@ impl Node {
             pulls: Pulls::default(),
             cni: Cni::open(&config)?,
             events: Events::new(),
-            rates: Rates::default(),
             shims: ShimCgroup::open(&config),
             facts: Facts::detect(&config)?,
             handlers: Handlers::default(),
@@ -150,12 +158,17 @@ impl Node {
             config,
             _only: only,
         };
-        for record in sandboxes.into_values() {
-            // Two of one name were never recorded; if they are there, the first one has it.
-            let _ = node.insert_sandbox(&Arc::new(Sandbox::new(record)));
+        let mut sandboxes: Vec<_> = sandboxes.into_values().collect();
+        sandboxes.sort_by_key(|record| record.created_at);
+        for record in sandboxes {
+            let (id, name) = (record.id.clone(), record.name());
+            locked(&node.sandboxes).found(&id, name, Arc::new(Sandbox::new(record)));
         }
-        for record in containers.into_values() {
-            let _ = node.insert_container(&Arc::new(Container::new(record)));
+        let mut containers: Vec<_> = containers.into_values().collect();
+        containers.sort_by_key(|record| record.created_at);
+        for record in containers {
+            let (id, name) = (record.id.clone(), record.name());
+            locked(&node.containers).found(&id, name, Arc::new(Container::new(record)));
         }
         Ok(Arc::new(node))
     }
@@ -286,10 +299,22 @@ impl fmt::Debug for Node {
     }
 }
 
-/// One server at a time.
+/// One server at a time. Who may open the file can lock it, and the directory can be entered by all.
 fn only(state: &Path) -> Result<std::fs::File> {
     let path = state.join("lock");
-    let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
+    let open = || {
+        let mut options = std::fs::File::options();
+        let file = options
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)?;
+        // One that an earlier release made.
+        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+        Ok::<_, std::io::Error>(file)
+    };
+    let file = open().with_context(|| path.display().to_string())?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(Error::text(
@@ -300,10 +325,6 @@ fn only(state: &Path) -> Result<std::fs::File> {
             Err(Error::from(anyhow::Error::from(error)).context(path.display().to_string()))
         }
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -323,6 +344,18 @@ mod tests {
         assert_eq!(table.insert("id3", "other".into(), &first).unwrap_err(), second);
         table.forget("id2", "other");
         table.insert("id3", "other".into(), &first).unwrap();
+    }
+
+    #[test]
+    fn of_two_that_are_recorded_with_one_name_the_newest_has_it_and_both_are_there() {
+        let mut table = Table::default();
+        table.found("old", "name".into(), Arc::new(1));
+        table.found("new", "name".into(), Arc::new(2));
+        assert_eq!(*table.find("pod", "old").unwrap(), 1);
+        assert_eq!(*table.insert("id", "name".into(), &Arc::new(3)).unwrap_err(), 2);
+        table.forget("old", "name");
+        assert!(table.find("pod", "old").is_err());
+        assert_eq!(*table.insert("id", "name".into(), &Arc::new(3)).unwrap_err(), 2);
     }
 
     #[test]

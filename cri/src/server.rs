@@ -39,6 +39,9 @@ use crate::streaming;
 const MESSAGE_MAX: usize = 16 << 20;
 /// How long calls on their way may take once the server shall end. What is cut off is found at the next start.
 const FAREWELL: Duration = Duration::from_secs(20);
+/// So many calls of one client at once. hyper's 200 is too few: a kubelet that drains a node has a StopContainer for each
+/// container on its way, for as long as their grace, and would ask for Status behind them.
+const CALLS_MAX: u32 = 4096;
 
 /// Serves until `end`.
 ///
@@ -112,6 +115,7 @@ async fn accept(listener: &UnixListener, routes: &Routes, clients: &GracefulShut
         };
         let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
+            .max_concurrent_streams(CALLS_MAX)
             .serve_connection(TokioIo::new(client), TowerToHyperService::new(routes.clone()));
         let connection = clients.watch(connection);
         tokio::spawn(async move {

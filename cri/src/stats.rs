@@ -5,12 +5,12 @@ pub(crate) mod cgroup;
 pub(crate) mod network;
 mod rates;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use crate::container::{self, State};
 use crate::error::{Error, Kind, Result};
+use crate::events::now;
 use crate::image::Usage;
 use crate::node::Node;
 use crate::proto::*;
@@ -18,7 +18,7 @@ use crate::sandbox;
 
 use cgroup::{Depth, Machine, Used};
 use network::Interface;
-pub(crate) use rates::Rates;
+pub(crate) use rates::Rate;
 
 /// The interface that a pod is reached by.
 const DEFAULT_INTERFACE: &str = "eth0";
@@ -57,7 +57,6 @@ pub(crate) async fn containers(
     node: &Arc<Node>,
     filter: Option<ContainerStatsFilter>,
 ) -> Result<Vec<ContainerStats>> {
-    let all = filter.is_none();
     let filter = filter.unwrap_or_default();
     // An id may be the beginning of one; one that is not there matches nothing.
     let Some(id) = whole_id(&filter.id, |id| Ok(node.container(id)?.id.clone())) else {
@@ -75,9 +74,6 @@ pub(crate) async fn containers(
     let node = Arc::clone(node);
     blocking(move || {
         let mut buffer = Vec::new();
-        if all {
-            forget_gone(&node);
-        }
         asked
             .into_iter()
             .map(|asked| asked.stats(&node, &mut buffer).0)
@@ -162,7 +158,9 @@ fn pod(
     };
     match used {
         Some(used) => {
-            linux.cpu = cpu(&used, at, node.rates.sample(&record.id, total(&used), at));
+            let sandbox = node.sandbox(&record.id).ok();
+            let rate = sandbox.and_then(|sandbox| sandbox.rate.sample(total(&used), at));
+            linux.cpu = cpu(&used, at, rate);
             linux.memory = memory(&used, at);
             linux.io = io(&used, at);
         }
@@ -255,7 +253,9 @@ impl Asked {
             ..ContainerStats::default()
         };
         if let Some(used) = &used {
-            stats.cpu = cpu(used, at, node.rates.sample(&record.id, total(used), at));
+            let container = node.container(&record.id).ok();
+            let rate = container.and_then(|container| container.rate.sample(total(used), at));
+            stats.cpu = cpu(used, at, rate);
             stats.memory = memory(used, at);
             stats.swap = swap(used, at);
             stats.io = io(used, at);
@@ -380,32 +380,12 @@ fn matches(selector: &HashMap<String, String>, labels: &HashMap<String, String>)
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
-/// Samples of what was removed are dropped.
-fn forget_gone(node: &Node) {
-    let containers = node.containers();
-    let sandboxes = node.sandboxes();
-    let ids: HashSet<&str> = containers
-        .iter()
-        .map(|container| container.id.as_str())
-        .chain(sandboxes.iter().map(|sandbox| sandbox.id.as_str()))
-        .collect();
-    node.rates.keep(&ids);
-}
-
 #[expect(
     clippy::unnecessary_wraps,
     reason = "CRI wraps numbers in messages, which may be missing"
 )]
 fn value(value: u64) -> Option<UInt64Value> {
     Some(UInt64Value { value })
-}
-
-/// Nanoseconds since the epoch.
-pub(crate) fn now() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// Cgroup files are read by a thread that may wait: some count when they are read.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde_json::json;
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 use crate::config::CgroupDriver;
 use crate::error::Result;
@@ -18,9 +18,9 @@ const KUBELET_VERSION: &str = "0.1.0";
 const API_VERSION: &str = "v1";
 const NAME: &str = "rtc";
 
-/// What handlers can do: their runtimes are asked once.
+/// What handlers can do, by their names: each runtime is asked until it has answered once.
 #[derive(Debug, Default)]
-pub(crate) struct Handlers(OnceCell<Vec<RuntimeHandler>>);
+pub(crate) struct Handlers(Mutex<HashMap<String, RuntimeHandlerFeatures>>);
 
 /// Version.
 pub(crate) async fn version(_node: &Arc<Node>, request: VersionRequest) -> Result<VersionResponse> {
@@ -95,35 +95,39 @@ fn condition(name: &str, reason: &str, result: Result<()>) -> RuntimeCondition {
 }
 
 impl Handlers {
-    /// All of them, the default one by an empty name too.
+    /// All of them, the default one by an empty name too. One that can't be asked can do nothing special, for now.
     async fn get(&self, node: &Node) -> Vec<RuntimeHandler> {
-        let asked = self.0.get_or_init(|| async {
-            let mut all = Vec::new();
-            for name in std::iter::once("").chain(node.config.handler_names()) {
-                all.push(RuntimeHandler {
-                    name: name.to_owned(),
-                    features: Some(features(node, name).await),
-                });
+        let mut known = self.0.lock().await;
+        let mut all = Vec::new();
+        for name in node.config.handler_names() {
+            let features = match known.get(name) {
+                Some(features) => *features,
+                None => match features(node, name).await {
+                    Ok(features) => *known.entry(name.to_owned()).or_insert(features),
+                    Err(error) => {
+                        log::warn(format_args!("handler {name:?}: {error}"));
+                        RuntimeHandlerFeatures::default()
+                    }
+                },
+            };
+            let handler = |name: &str| RuntimeHandler {
+                name: name.to_owned(),
+                features: Some(features),
+            };
+            if all.is_empty() {
+                // The first is the default one.
+                all.push(handler(""));
             }
-            all
-        });
-        asked.await.clone()
+            all.push(handler(name));
+        }
+        all
     }
 }
 
-/// What the runtime of a handler says of itself. One that can't be asked can do nothing special.
-async fn features(node: &Node, handler: &str) -> RuntimeHandlerFeatures {
-    let asked = async {
-        let options = crate::sandbox::options(&node.config, handler)?;
-        info::features(&start::program(&node.config.shim)?, &options).await
-    };
-    match asked.await {
-        Ok(features) => features,
-        Err(error) => {
-            log::warn(format_args!("handler {handler:?}: {error}"));
-            RuntimeHandlerFeatures::default()
-        }
-    }
+/// What the runtime of a handler says of itself.
+async fn features(node: &Node, handler: &str) -> Result<RuntimeHandlerFeatures> {
+    let options = crate::sandbox::options(&node.config, handler)?;
+    info::features(&start::program(&node.config.shim)?, &options).await
 }
 
 /// RuntimeConfig.

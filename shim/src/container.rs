@@ -270,6 +270,15 @@ impl Container {
         }
     }
 
+    /// Kills all in the cgroup of an exec. Returns whether there is such a cgroup.
+    pub(crate) fn kill_exec_cgroup(&self, name: &str) -> bool {
+        let killed = self.with_cgroup(|cgroup| match cgroup.exec_cgroup(name)? {
+            Some(own) => own.kill().map(|()| true),
+            None => Ok(false),
+        });
+        killed.unwrap_or(false)
+    }
+
     /// Whether all its processes end with init.
     pub(crate) fn owns_pids(&self) -> bool {
         lock(&self.made).as_ref().is_some_and(|made| made.owns_pids)

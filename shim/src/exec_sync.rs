@@ -186,15 +186,10 @@ impl<'a> Running<'a> {
     /// Returns whether it has a cgroup of its own.
     fn kill_cgroup(&self) -> bool {
         let Some(name) = &self.cgroup else { return false };
-        let killed = self
-            .container
-            .with_cgroup(|cgroup| match cgroup.exec_cgroup(name)? {
-                Some(own) => own.kill().map(|()| true),
-                None => Ok(false),
-            });
+        let killed = self.container.kill_exec_cgroup(name);
         // It may have left it.
         let _ = process::pidfd_send_signal(&self.process.pidfd, nix::libc::SIGKILL);
-        killed.unwrap_or(false)
+        killed
     }
 
     fn remove_cgroup(&self) {

@@ -7,20 +7,21 @@
 //!
 //! The caller is answered in bounded time, with the report as the error; what hangs ends when what it waits for does, and
 //! is then told as any exit. A process without a PID namespace of its own is not all of its container, so that SIGKILL
-//! goes to the whole cgroup there.
+//! goes to the whole cgroup there. SIGKILL to all of an exec ends what that has started, too.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::libc::{self, SIGKILL};
+use nix::libc::{self, SIGKILL, SIGSTOP};
+use nix::unistd::Pid;
 use rtc_runtime::cgroup::Cgroup;
 use rtc_runtime::sys::process::pidfd_send_signal;
 
 use crate::container::Container;
 use crate::error::{Error, Kind, Result};
 use crate::process::{Phase, Process, Verb};
-use crate::{log, reaper, stuck};
+use crate::{descendants, log, reaper, stuck};
 
 /// How long a process is given to end of SIGKILL.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -45,6 +46,9 @@ pub(crate) async fn kill(container: &Container, exec_id: &str, signal: u32, all:
     if all && is_init {
         container.runtime.kill_all(&container.id, signal).await?;
     } else {
+        if all && signal == SIGKILL {
+            kill_started_by(container, &process);
+        }
         send(&process, signal)?;
     }
     if signal != SIGKILL {
@@ -54,6 +58,21 @@ pub(crate) async fn kill(container: &Container, exec_id: &str, signal: u32, all:
         container.runtime.kill_all(&container.id, signal).await?;
     }
     ensure_end(container, &process, is_init).await
+}
+
+/// Kills what a process of exec has started.
+fn kill_started_by(container: &Container, process: &Process) {
+    if process
+        .own_cgroup()
+        .is_some_and(|name| container.kill_exec_cgroup(&name))
+    {
+        return;
+    }
+    let Some(pidfd) = process.pidfd() else { return };
+    // Stopped, it does not end, and its pid stays its own.
+    if pidfd_send_signal(&pidfd, SIGSTOP).is_ok() {
+        descendants::kill(Pid::from_raw(process.pid().cast_signed()));
+    }
 }
 
 /// # Errors

@@ -3,6 +3,8 @@
 //! Each server has a cgroup of its own, with its shims and its pods below: CPU time is that of all of them, CNI plugins
 //! too (the pod in the host's network has none). Wall times are medians. Nothing here asserts.
 
+mod streams;
+
 use std::fs;
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -93,6 +95,8 @@ fn measure(tests: &[Test], pods: usize) -> Result<Vec<Column<'_>>> {
     }
     eprintln!("ExecSync");
     exec(&mut columns)?;
+    eprintln!("Exec, PortForward");
+    streams::measure(&mut columns)?;
     eprintln!("PullImage");
     pull(&mut columns)?;
     for column in &mut columns {

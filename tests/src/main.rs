@@ -22,6 +22,7 @@ mod containerd;
 mod cri;
 mod fuse;
 mod gate;
+mod health;
 mod host;
 mod image_registry;
 mod kubelet;

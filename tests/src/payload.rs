@@ -9,6 +9,7 @@ pub(crate) fn main(name: &str, args: &[&str]) -> Result<ExitCode> {
     match (name, args) {
         ("fds", []) => open_descriptors()?,
         ("keyring", []) => println!("{}", crate::sys::session_keyring().unwrap_or(0)),
+        ("health", [port, sick]) => crate::health::serve(port.parse()?, sick.as_ref())?,
         ("notify", [message]) => notify(message)?,
         ("call", [number]) => println!("{}", crate::sys::call_by_number(number.parse()?)),
         _ => bail!("no such payload: {name} {args:?}"),

@@ -2,9 +2,11 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::task::{Context, Poll};
 
 use anyhow::{Result, anyhow};
+use hyper::Uri;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -17,6 +19,9 @@ use tonic::{Code, Status};
 
 /// The largest answer, in bytes: the kubelet's limit.
 const ANSWER_MAX: usize = 16 << 20;
+
+/// HTTP/2 wants a name of the server, though a socket has none.
+static ORIGIN: LazyLock<Uri> = LazyLock::new(|| Uri::from_static("http://localhost"));
 
 /// A connection; clones share it.
 #[derive(Debug, Clone)]
@@ -72,17 +77,18 @@ impl Server {
 
     /// RuntimeService.
     pub(super) fn runtime(&self) -> RuntimeServiceClient<Channel> {
-        RuntimeServiceClient::new(self.0.clone()).max_decoding_message_size(ANSWER_MAX)
+        RuntimeServiceClient::with_origin(self.0.clone(), ORIGIN.clone())
+            .max_decoding_message_size(ANSWER_MAX)
     }
 
     /// ImageService.
     pub(super) fn images(&self) -> ImageServiceClient<Channel> {
-        ImageServiceClient::new(self.0.clone()).max_decoding_message_size(ANSWER_MAX)
+        ImageServiceClient::with_origin(self.0.clone(), ORIGIN.clone()).max_decoding_message_size(ANSWER_MAX)
     }
 
     /// rtc-cri's own.
     pub(super) fn pulls(&self) -> PullsClient<Channel> {
-        PullsClient::new(self.0.clone())
+        PullsClient::with_origin(self.0.clone(), ORIGIN.clone())
     }
 }
 

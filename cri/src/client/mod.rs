@@ -13,9 +13,20 @@
 
 mod arguments;
 mod connection;
+mod exec;
 mod explain;
+mod find;
 mod image;
+mod interrupt;
+mod list;
+mod logs;
+mod manifest;
+mod remove;
+mod request;
+mod run;
 mod terminal;
+mod volumes;
+mod websocket;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -52,7 +63,17 @@ struct Verb {
 }
 
 /// All of them, in the order of the help.
-const VERBS: &[Verb] = &[image::PULL, image::LS, image::RM, explain::EXPLAIN];
+const VERBS: &[Verb] = &[
+    run::RUN,
+    list::LS,
+    logs::LOGS,
+    exec::EXEC,
+    remove::RM,
+    image::PULL,
+    image::LS,
+    image::RM,
+    explain::EXPLAIN,
+];
 
 /// Options that stand before the object: `rtc-cri --socket PATH pod ls`.
 #[derive(Debug, Default)]
@@ -111,6 +132,11 @@ fn dispatch(before: Before, words: Vec<String>) -> Result<ExitCode> {
 async fn run(verb: &Verb, arguments: &Arguments, socket: PathBuf) -> Result<ExitCode> {
     let connect = Server::connect(&socket);
     match (verb.object, verb.name) {
+        ("pod", "run") => run::run(&socket, arguments).await,
+        ("pod", "ls") => list::ls(connect.await?, arguments).await,
+        ("pod", "logs") => logs::logs(connect.await?, arguments).await,
+        ("pod", "exec") => exec::exec(connect.await?, arguments).await,
+        ("pod", "rm") => remove::rm(connect.await?, arguments).await,
         ("image", "pull") => image::pull(connect.await?, arguments).await,
         ("image", "ls") => image::ls(connect.await?, arguments).await,
         _ => image::rm(connect.await?, arguments).await,

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
-use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+use nix::sys::termios::{LocalFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 /// Text of others without what a terminal obeys.
 pub(super) fn harmless(text: &str) -> String {
@@ -117,6 +117,32 @@ impl Drop for NoEcho {
             let _ = tcsetattr(std::io::stdin(), SetArg::TCSAFLUSH, old);
             eprintln!();
         }
+    }
+}
+
+/// The terminal passes all keys on, while this is there.
+#[derive(Debug)]
+pub(super) struct Raw(Termios);
+
+impl Raw {
+    /// Of standard input.
+    ///
+    /// # Errors
+    ///
+    /// It is no terminal.
+    pub(super) fn of_stdin() -> anyhow::Result<Self> {
+        let stdin = std::io::stdin();
+        let old = tcgetattr(&stdin)?;
+        let mut raw = old.clone();
+        cfmakeraw(&mut raw);
+        tcsetattr(&stdin, SetArg::TCSADRAIN, &raw)?;
+        Ok(Self(old))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = tcsetattr(std::io::stdin(), SetArg::TCSADRAIN, &self.0);
     }
 }
 

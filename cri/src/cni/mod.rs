@@ -26,7 +26,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -45,6 +45,7 @@ use self::version::Version;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Durability, Journal};
+use crate::locked;
 use crate::log;
 use crate::proto::{DnsConfig, PortMapping};
 
@@ -82,7 +83,8 @@ struct Networks {
     turns: Turns,
     /// Read: who adds or deletes. Written: GC.
     in_use: tokio::sync::RwLock<()>,
-    collected: Mutex<Option<Instant>>,
+    /// When the next GC is due; `None`: that of the start was not yet.
+    collect_at: Mutex<Option<Instant>>,
     /// Pods whose DEL failed and that nobody else may ask for again.
     undone: Mutex<BTreeSet<String>>,
     retrying: AtomicBool,
@@ -107,10 +109,6 @@ pub(crate) struct Pod<'a> {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Addresses {
     pub(crate) ips: Vec<IpAddr>,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Cni {
@@ -155,7 +153,7 @@ impl Cni {
                 status: tokio::sync::Mutex::default(),
                 turns: Turns::default(),
                 in_use: tokio::sync::RwLock::default(),
-                collected: Mutex::default(),
+                collect_at: Mutex::default(),
                 undone: Mutex::default(),
                 retrying: AtomicBool::new(false),
             }),

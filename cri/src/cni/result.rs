@@ -31,17 +31,26 @@ pub(crate) struct Attached {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Interface {
+    #[serde(deserialize_with = "or_default")]
     pub(super) name: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
     mac: String,
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_zero")]
     mtu: i64,
     /// The network namespace; empty: the host's.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
     pub(super) sandbox: String,
-    #[serde(rename = "socketPath", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        rename = "socketPath",
+        deserialize_with = "or_default",
+        skip_serializing_if = "String::is_empty"
+    )]
     socket_path: String,
-    #[serde(rename = "pciID", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        rename = "pciID",
+        deserialize_with = "or_default",
+        skip_serializing_if = "String::is_empty"
+    )]
     pci_id: String,
 }
 
@@ -70,11 +79,11 @@ pub(super) struct Route {
         deserialize_with = "address"
     )]
     gw: Option<IpAddr>,
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_zero")]
     mtu: i64,
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_zero")]
     advmss: i64,
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "is_zero")]
     priority: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     table: Option<i64>,
@@ -86,13 +95,13 @@ pub(super) struct Route {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Dns {
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     nameservers: Vec<String>,
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
     domain: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     search: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     options: Vec<String>,
 }
 
@@ -113,7 +122,11 @@ struct OldIp {
         deserialize_with = "address"
     )]
     gateway: Option<IpAddr>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "list")]
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "or_default"
+    )]
     routes: Vec<Route>,
 }
 
@@ -129,11 +142,11 @@ struct Old {
 
 #[derive(Deserialize)]
 struct New {
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, deserialize_with = "or_default")]
     interfaces: Vec<Interface>,
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, deserialize_with = "or_default")]
     ips: Vec<Ip>,
-    #[serde(default, deserialize_with = "list")]
+    #[serde(default, deserialize_with = "or_default")]
     routes: Vec<Route>,
     #[serde(default)]
     dns: Option<Dns>,
@@ -378,9 +391,11 @@ fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>,
     }
 }
 
-/// A list; `null` is an empty one, as Go writes it.
-fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
-    Ok(Option::<Vec<T>>::deserialize(deserializer)?.unwrap_or_default())
+/// `null` is as if it were not there, as Go has it; and plugins that are not Go's write it.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
 fn json(value: &impl Serialize) -> Value {
@@ -489,10 +504,30 @@ mod tests {
             Attached::parse(b"null", version("1.0.0")).unwrap(),
             Attached::default()
         );
+    }
+
+    #[test]
+    fn what_is_null_is_as_if_it_were_not_there() {
         let nulls = br#"{"interfaces": null, "ips": null, "routes": null, "dns": null}"#;
         assert_eq!(
             Attached::parse(nulls, version("1.0.0")).unwrap(),
             Attached::default()
+        );
+        let read = |text: &str, of: &str| Attached::parse(text.as_bytes(), version(of)).unwrap();
+        let nulls = r#"{
+            "interfaces": [{"name": "eth0", "mac": null, "mtu": null, "sandbox": null, "socketPath": null, "pciID": null}],
+            "ips": [{"address": "10.1.0.5/16", "gateway": null, "interface": null}],
+            "routes": [{"dst": "0.0.0.0/0", "gw": null, "mtu": null, "advmss": null, "priority": null, "table": null,
+                        "scope": null}],
+            "dns": {"nameservers": null, "domain": null, "search": null, "options": null}}"#;
+        let none = r#"{"interfaces": [{"name": "eth0"}], "ips": [{"address": "10.1.0.5/16"}],
+                       "routes": [{"dst": "0.0.0.0/0"}]}"#;
+        assert_eq!(read(nulls, "1.1.0"), read(none, "1.1.0"));
+        let nulls =
+            r#"{"ip4": {"ip": "10.1.0.5/16", "gateway": null, "routes": null}, "ip6": null, "dns": null}"#;
+        assert_eq!(
+            read(nulls, "0.2.0"),
+            read(r#"{"ip4": {"ip": "10.1.0.5/16"}}"#, "0.2.0")
         );
     }
 

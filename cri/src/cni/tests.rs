@@ -519,6 +519,31 @@ async fn gc_is_told_of_all_that_is_attached_and_not_called_where_it_is_disabled(
 }
 
 #[tokio::test]
+async fn gc_is_daily_and_one_that_had_to_give_way_is_made_up_for_in_minutes() {
+    let node = Node::new(&FLANNEL.replace("0.3.1", "1.1.0"), &["flannel", "portmap"]);
+    let later = async |minutes: u64| {
+        // Plugins need real time.
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(minutes * 60)).await;
+        tokio::time::resume();
+        node.calls();
+        node.cni.ready().await.unwrap();
+        // What was begun behind it has the network until it is done.
+        tokio::task::yield_now().await;
+        let _over = node.cni.node.in_use.write().await;
+        node.calls().iter().filter(|call| call.starts_with("GC")).count()
+    };
+    let busy = node.cni.node.in_use.read().await;
+    node.cni.reconcile(&HashSet::new()).await;
+    drop(busy);
+    assert_eq!(later(4).await, 0);
+    assert_eq!(later(2).await, 2);
+    assert_eq!(later(23 * 60).await, 0);
+    assert_eq!(later(61).await, 2);
+    assert_eq!(later(10).await, 0);
+}
+
+#[tokio::test]
 async fn pods_do_not_wait_for_each_other_and_a_pod_waits_for_itself() {
     let node = Node::new(CILIUM, &["cilium-cni"]);
     node.write("cilium-cni.ADD", "sleep 0.4");

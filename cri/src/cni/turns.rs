@@ -1,9 +1,11 @@
 //! A turn for each pod: who has it is the only one who adds or deletes that pod's network.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::OwnedMutexGuard;
+
+use crate::locked;
 
 type Locks = Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>;
 
@@ -25,7 +27,7 @@ impl Turns {
     /// Waits for the turn of a pod.
     pub(super) async fn of(&self, pod: &str) -> Turn {
         let lock = {
-            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut locks = locked(&self.locks);
             Arc::clone(locks.entry(pod.to_owned()).or_default())
         };
         Turn {
@@ -38,7 +40,7 @@ impl Turns {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut locks = locked(&self.locks);
         self.guard = None;
         // Who waits has the lock, too.
         if locks

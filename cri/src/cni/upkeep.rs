@@ -13,6 +13,8 @@ use crate::log;
 
 /// GC at start, and then no more often than so.
 const GC_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// One that could not be, as pods came and went, or as there was no network yet, is tried again after this.
+const GC_RETRY: Duration = Duration::from_secs(5 * 60);
 /// A DEL that failed is tried again after this, then twice that ...
 const RETRY_FIRST: Duration = Duration::from_secs(2);
 /// ... and no later than this.
@@ -83,8 +85,10 @@ impl Cni {
 
     /// GC of the network, where it has been long.
     pub(super) fn collect_sometimes(&self) {
-        let due = locked(&self.node.collected).is_some_and(|last| last.elapsed() >= GC_EVERY);
+        let due = locked(&self.node.collect_at).is_some_and(|at| Instant::now() >= at);
         if due {
+            // Nobody else's meanwhile.
+            self.node.collect_in(GC_RETRY);
             let cni = self.clone();
             tokio::spawn(async move { cni.collect().await });
         }
@@ -93,7 +97,7 @@ impl Cni {
     /// GC: plugins forget what is of no attachment that there is.
     async fn collect(&self) {
         let node = &self.node;
-        *locked(&node.collected) = Some(Instant::now());
+        node.collect_in(GC_RETRY);
         let Ok(network) = node.network() else { return };
         let Ok(version) = node.speak(&network).await else {
             return;
@@ -105,6 +109,7 @@ impl Cni {
         let Ok(_alone) = node.in_use.try_write() else {
             return;
         };
+        node.collect_in(GC_EVERY);
         let valid = node.valid(&network.name);
         if let Err(failures) = node.chain(&network, version).collect(&valid).await {
             for failure in failures {
@@ -115,6 +120,10 @@ impl Cni {
 }
 
 impl Networks {
+    fn collect_in(&self, time: Duration) {
+        *locked(&self.collect_at) = Some(Instant::now() + time);
+    }
+
     /// All attachments to a network: ours, and those of other runtimes whose namespaces are there.
     fn valid(&self, network: &str) -> Vec<(String, String)> {
         let mut valid: BTreeSet<(String, String)> = locked(&self.attachments)

@@ -3,7 +3,7 @@
 //! ```text
 //! checks ── id and name taken ── recorded (Making) ──┬─ image volumes, upper layer ─┬─ bundle ── Task Create ── Created
 //!                                                    └─ OCI configuration ──────────┘
-//! a failure anywhere: clean.rs, then the name is free again
+//! a failure anywhere: clean.rs, then the name is free again; where that fails it stays Making, for whoever comes next
 //! ```
 //!
 //! A second request with the same name waits for what becomes of the first: the kubelet tries again after its deadline.
@@ -11,9 +11,11 @@
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use oci_spec::runtime::Spec;
+use tokio::sync::Semaphore;
 
 use super::{Container, Record, State, clean, exec_sync, log as container_log};
 use crate::error::{Error, Kind, Result};
@@ -29,6 +31,11 @@ use crate::proto::{
 use crate::sandbox::{self, Sandbox};
 use crate::shim::{self, Shim, Task};
 use crate::spec::{self, Files};
+
+/// How long work with files of the host may take.
+const HOST_FILES: Duration = Duration::from_secs(60);
+/// So many works at once: where file systems hang, threads are left for all else (tokio has 512).
+static HANGING: Semaphore = Semaphore::const_new(64);
 
 /// CreateContainer.
 pub(crate) async fn create(
@@ -85,7 +92,9 @@ pub(crate) async fn create(
             container_id: container.id.clone(),
         }),
         Err(error) => {
-            give_up(node, &container).await;
+            if let Err(left) = give_up(node, &container).await {
+                log::warn(left);
+            }
             Err(error)
         }
     }
@@ -114,9 +123,9 @@ async fn adopt(node: &Arc<Node>, other: &Arc<Container>, config: &ContainerConfi
     let record = other.record();
     match &record.state {
         State::Created if record.config == *config => Ok(Some(other.id.clone())),
-        // Whoever made it panicked.
+        // It failed, and could not be taken back; or whoever made it panicked.
         State::Making => {
-            give_up(node, other).await;
+            give_up(node, other).await?;
             Ok(None)
         }
         state => Err(Error::text(
@@ -131,17 +140,15 @@ async fn adopt(node: &Arc<Node>, other: &Arc<Container>, config: &ContainerConfi
     }
 }
 
-/// Removes what was half made; its turn is ours. What can't be removed now is left for the next start.
-pub(crate) async fn give_up(node: &Node, container: &Container) {
-    if let Err(error) = clean::clean(node, &container.record()).await {
-        log::warn(format_args!(
-            "container {}, which could not be made: {error}",
-            container.id
-        ));
-    }
-    if let Err(error) = node.forget_container(container).await {
-        log::warn(format_args!("container {}: {error}", container.id));
-    }
+/// Removes what was half made; its turn is ours.
+///
+/// # Errors
+///
+/// Something of it is left, and so is it, in no list: who asks for its name tries again, who removes its pod, the next start.
+pub(crate) async fn give_up(node: &Node, container: &Container) -> Result<()> {
+    let cleaned = clean::clean(node, &container.record()).await;
+    cleaned.map_err(|error| error.context(format!("take back container {}", container.id)))?;
+    node.forget_container(container).await
 }
 
 /// What is on its way.
@@ -162,7 +169,9 @@ impl Making<'_> {
         let volumes = self.volumes(&record.config).await?;
         let users = users(&pod.config);
         let prepared = self.node.images.prepare(&record.id, self.image, users.as_ref());
-        let (root, made) = tokio::try_join!(prepared, self.spec(&record, &pod, volumes))?;
+        let (root, made) = tokio::join!(prepared, self.spec(&record, &pod, volumes));
+        // Both to their ends: a failure of one leaves no other at work in what is then taken back.
+        let (root, made) = (root?, made?);
         self.container.change(|record| {
             record.cgroup = made.cgroup;
             record.user = Some(made.user);
@@ -247,7 +256,7 @@ impl Making<'_> {
         let files = Files::read(&self.node.images, self.image, &record.config).await?;
         let (node, record, pod) = (Arc::clone(self.node), Arc::clone(record), Arc::clone(pod));
         let image = Arc::clone(self.image);
-        let making = tokio::task::spawn_blocking(move || {
+        let making = move || {
             let asked = spec::Asked {
                 id: &record.id,
                 sandbox: &record.sandbox,
@@ -262,8 +271,8 @@ impl Making<'_> {
                 selinux_level: &pod.selinux_level,
             };
             spec::make(&node.facts, &asked)
-        });
-        making.await.map_err(anyhow::Error::from)?
+        };
+        host_files("look at what is to be mounted", making).await
     }
 
     /// The process whose PID namespace is wanted.
@@ -301,7 +310,7 @@ impl Making<'_> {
     async fn bundle(&self, record: &Arc<Record>, spec: Spec) -> Result<()> {
         let bundle = clean::bundle(self.node, &record.id);
         let record = Arc::clone(record);
-        let writing = tokio::task::spawn_blocking(move || {
+        let writing = move || {
             directory(&bundle.join("rootfs"), 0o700)?;
             let config = bundle.join("config.json");
             let text = serde_json::to_vec(&spec)?;
@@ -320,8 +329,8 @@ impl Making<'_> {
                     .with_context(|| path.display().to_string())?;
             }
             Ok::<(), anyhow::Error>(())
-        });
-        Ok(writing.await.map_err(anyhow::Error::from)??)
+        };
+        host_files("write its bundle", move || writing().map_err(Error::from)).await
     }
 
     async fn task(
@@ -363,6 +372,36 @@ impl Making<'_> {
         };
         shim.create_task(&task).await.map(drop)
     }
+}
+
+/// Works with files of the host, off the runtime's threads. One that hangs holds up this call for so long, and a thread for
+/// ever.
+///
+/// # Errors
+///
+/// `DeadlineExceeded`; those of the work.
+async fn host_files<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let working = async {
+        let place = HANGING.acquire().await.map_err(anyhow::Error::from)?;
+        let work = move || {
+            let _place = place;
+            work()
+        };
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(anyhow::Error::from)?
+    };
+    tokio::time::timeout(HOST_FILES, working)
+        .await
+        .unwrap_or_else(|_| {
+            Err(Error::text(
+                Kind::DeadlineExceeded,
+                format_args!("{what}: it does not end within {HOST_FILES:?}: does a file system hang?"),
+            ))
+        })
 }
 
 /// Makes it, with its parents; one that is there stays as it is.

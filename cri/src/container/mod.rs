@@ -23,15 +23,18 @@ pub(crate) mod update;
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::locked;
 use crate::proto::{ContainerConfig, ContainerState, ContainerUser, LinuxContainerResources};
+use crate::stats::Rate;
 
 /// What is recorded of a container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+// A field that is added has `#[serde(default)]`: else a new release can't read what an old one recorded.
 pub(crate) struct Record {
     /// 64 hexadecimal digits.
     pub(crate) id: String,
@@ -41,7 +44,7 @@ pub(crate) struct Record {
     pub(crate) config: ContainerConfig,
     /// `sha256:...` of the image's configuration.
     pub(crate) image_id: String,
-    /// What the user asked for by digest, `name@sha256:...`; else the id.
+    /// The image's first name by digest, `name@sha256:...`, whatever name was asked for; the id where it has none.
     pub(crate) image_ref: String,
     /// Nanoseconds since the epoch.
     pub(crate) created_at: i64,
@@ -97,6 +100,8 @@ pub(crate) struct Container {
     pub(crate) signalled: AtomicBool,
     /// Somebody waits for its end (exit.rs).
     pub(crate) watched: AtomicBool,
+    /// Processor time, for statistics.
+    pub(crate) rate: Rate,
 }
 
 impl Record {
@@ -116,18 +121,19 @@ impl Container {
             turn: tokio::sync::Mutex::default(),
             signalled: AtomicBool::new(false),
             watched: AtomicBool::new(false),
+            rate: Rate::default(),
         }
     }
 
     /// What is known of it now.
     pub(crate) fn record(&self) -> Arc<Record> {
-        Arc::clone(&self.record.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&locked(&self.record))
     }
 
     /// Changes what is known; the caller records it (`Node::record_container`).
     pub(crate) fn change(&self, change: impl FnOnce(&mut Record)) -> Arc<Record> {
         let changed = {
-            let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut record = locked(&self.record);
             change(Arc::make_mut(&mut record));
             Arc::clone(&record)
         };

@@ -18,6 +18,8 @@ use crate::node::Node;
 use crate::proto::{StopContainerRequest, StopContainerResponse};
 use crate::shim::Shim;
 
+/// How long whoever creates or starts it is waited for.
+const MAKER: Duration = Duration::from_secs(10);
 /// How long it may take from SIGKILL to the report of the end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -36,7 +38,7 @@ pub(crate) async fn stop(node: &Arc<Node>, request: StopContainerRequest) -> Res
 ///
 /// # Errors
 ///
-/// It does not end of SIGKILL: what hangs, and where.
+/// It does not end of SIGKILL: what hangs, and where. Its maker or starter does not come to an end.
 pub(crate) async fn stop_container(
     node: &Arc<Node>,
     container: &Arc<Container>,
@@ -46,8 +48,18 @@ pub(crate) async fn stop_container(
         State::Exited { .. } => Ok(()),
         State::Running { .. } => stop_running(node, container, grace).await,
         State::Making | State::Created => {
-            // Whoever creates or starts it comes to an end.
-            let turn = container.turn.lock().await;
+            // Whoever creates or starts it comes to an end, but where a file system hangs.
+            let turn = tokio::time::timeout(MAKER, container.turn.lock()).await;
+            let turn = turn.map_err(|_| {
+                let word = container.record().state.word();
+                Error::text(
+                    Kind::DeadlineExceeded,
+                    format_args!(
+                        "container {} is {word}, and what is done with it does not end within {MAKER:?}",
+                        container.id
+                    ),
+                )
+            })?;
             match container.record().state {
                 State::Created => stop_created(node, container).await,
                 State::Running { .. } => {
@@ -81,8 +93,12 @@ async fn stop_running(node: &Arc<Node>, container: &Arc<Container>, grace: Durat
     // Without a shim it has ended, and is about to be reported.
     if let Some(shim) = node.sandbox(&record.sandbox)?.shim() {
         if !grace.is_zero() {
-            if !container.signalled.swap(true, Ordering::AcqRel) {
-                kill(container, &shim, record.stop_signal).await?;
+            if !container.signalled.swap(true, Ordering::AcqRel)
+                && let Err(error) = kill(container, &shim, record.stop_signal).await
+            {
+                // The next one sends it.
+                container.signalled.store(false, Ordering::Release);
+                return Err(error);
             }
             if tokio::time::timeout(grace, container.exited()).await.is_ok() {
                 return Ok(());

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::removal;
+use crate::locked;
 use crate::log;
 
 /// A layer that is here.
@@ -93,7 +94,7 @@ impl Layers {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.table)
     }
 
     /// Where a layer's files are.

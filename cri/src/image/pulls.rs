@@ -1,7 +1,7 @@
 //! Pulls under way: one for all who want the same image with the same credentials, and none when nobody waits any more.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -9,6 +9,7 @@ use tokio::task::AbortHandle;
 use super::progress::Progress;
 use super::registry::auth::Given;
 use crate::error::{Error, Kind, Result};
+use crate::locked;
 
 /// What makes two pulls the same. Who has other credentials has to show them himself.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -68,7 +69,7 @@ impl Pulls {
 
     /// How far a pull of this has come, whoever wants it; `None`: there is none.
     pub(crate) fn progress(&self, reference: &str) -> Option<Arc<Progress>> {
-        let pulls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let pulls = locked(&self.0);
         let mut running = pulls.iter().filter(|(key, _)| key.reference == reference);
         running.find_map(|(_, pull)| {
             let pull = pull.upgrade()?;
@@ -81,7 +82,7 @@ impl Pulls {
     where
         W: Future<Output = Result<String>> + Send + 'static,
     {
-        let mut pulls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pulls = locked(&self.0);
         pulls.retain(|_, pull| pull.strong_count() > 0);
         // One that is over says nothing of the registry as it is now.
         if let Some(pull) = pulls.get(&key).and_then(Weak::upgrade)

@@ -13,7 +13,7 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context as _, Result as Anyhow};
 
@@ -21,6 +21,7 @@ use super::layers::{self, Layers};
 use super::usage::Measured;
 use super::{Image, Images, RootMount, Usage, Users};
 use crate::error::{Error, Kind, Result};
+use crate::locked;
 use crate::log;
 
 /// What containers use.
@@ -76,7 +77,7 @@ impl Snapshots {
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Snapshot>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.known)
     }
 
     /// Counts the uses of those that were there at the start.

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,7 @@ use super::{Configuration, Image, Pulled, Untrusted, Wanted, configuration, merg
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::journal::{Durability, Journal};
+use crate::locked;
 use crate::log;
 
 /// overlayfs takes 500; the kernel's page of options, with a container's names in it, about 127 in containerd.
@@ -172,7 +173,7 @@ impl Images {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.known)
     }
 
     /// By id (with or without `sha256:`, or the beginning of one that is only one's), by tag or by digest, in the short forms

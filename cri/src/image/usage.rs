@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::dir::Dir;
@@ -11,6 +11,7 @@ use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
 use super::{beneath, removal};
+use crate::locked;
 
 /// What a directory takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +50,7 @@ impl Measured {
     }
 
     fn state(&self) -> Option<(Usage, Instant, Duration)> {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        *locked(&self.last)
     }
 
     /// What was counted last; the first count is waited for a moment, others go on behind the answer.
@@ -74,8 +75,7 @@ impl Measured {
             let start = Instant::now();
             let counted = count(&directory).ok();
             if let Some(usage) = counted {
-                *own.last.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Some((usage, Instant::now(), start.elapsed()));
+                *locked(&own.last) = Some((usage, Instant::now(), start.elapsed()));
             }
             drop(turn);
             counted

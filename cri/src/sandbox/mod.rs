@@ -21,18 +21,21 @@ pub(crate) mod stop;
 pub(crate) mod update;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
 use crate::cni::Addresses;
 use crate::config::Config;
 use crate::error::Result;
+use crate::locked;
 use crate::proto::{NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxState};
 use crate::shim::{Options, Shim};
+use crate::stats::Rate;
 
 /// What is recorded of a sandbox: enough to find everything of it after a `kill -9`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+// A field that is added has `#[serde(default)]`: else a new release can't read what an old one recorded.
 pub(crate) struct Record {
     /// 64 hexadecimal digits.
     pub(crate) id: String,
@@ -78,6 +81,8 @@ pub(crate) struct Sandbox {
     shim: Mutex<Option<Arc<Shim>>>,
     /// The turn of who runs, stops or removes it.
     pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Processor time, for statistics.
+    pub(crate) rate: Rate,
 }
 
 impl Record {
@@ -134,27 +139,28 @@ impl Sandbox {
             record: Mutex::new(Arc::new(record)),
             shim: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
+            rate: Rate::default(),
         }
     }
 
     /// What is known of it now.
     pub(crate) fn record(&self) -> Arc<Record> {
-        Arc::clone(&self.record.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&locked(&self.record))
     }
 
     /// Changes what is known; the caller has its turn, and records it (`Node::record_sandbox`).
     pub(crate) fn change(&self, change: impl FnOnce(&mut Record)) -> Arc<Record> {
-        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut record = locked(&self.record);
         change(Arc::make_mut(&mut record));
         Arc::clone(&record)
     }
 
     pub(crate) fn shim(&self) -> Option<Arc<Shim>> {
-        self.shim.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.shim).clone()
     }
 
     pub(crate) fn set_shim(&self, shim: Option<Arc<Shim>>) {
-        *self.shim.lock().unwrap_or_else(PoisonError::into_inner) = shim;
+        *locked(&self.shim) = shim;
     }
 }
 

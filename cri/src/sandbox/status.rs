@@ -47,7 +47,14 @@ pub(crate) async fn status(
 
 /// What is known of a sandbox, in CRI's words.
 pub(crate) fn of(record: &Record) -> PodSandboxStatus {
-    let mut ips = record.addresses.ips.iter().map(ToString::to_string);
+    // After the stop they may be another pod's.
+    let held = record.state != State::Stopped;
+    let mut ips = record
+        .addresses
+        .ips
+        .iter()
+        .filter(|_| held)
+        .map(ToString::to_string);
     PodSandboxStatus {
         id: record.id.clone(),
         metadata: record.config.metadata.clone(),

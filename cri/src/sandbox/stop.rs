@@ -7,6 +7,7 @@ use super::{Sandbox, State, end};
 use crate::container;
 use crate::error::{Error, Kind, Result};
 use crate::events;
+use crate::log;
 use crate::node::Node;
 use crate::proto::*;
 
@@ -34,7 +35,10 @@ pub(super) async fn stop_sandbox(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Re
     }
     // From here no container can be made in it.
     sandbox.change(|record| record.state = State::Ended);
-    node.record_sandbox(sandbox).await?;
+    if let Err(error) = node.record_sandbox(sandbox).await {
+        // A file system that is full is no reason to let it run: what it holds may be what fills it.
+        log::warn(format_args!("sandbox {}: {error}", sandbox.id));
+    }
     stop_containers(node, sandbox).await?;
     end::network_and_shim(node, sandbox).await?;
     sandbox.change(|record| {
@@ -55,9 +59,16 @@ async fn stop_containers(node: &Arc<Node>, sandbox: &Sandbox) -> Result<()> {
         .into_iter()
         .map(|container| {
             let node = Arc::clone(node);
-            tokio::spawn(
-                async move { container::stop::stop_container(&node, &container, Duration::ZERO).await },
-            )
+            tokio::spawn(async move {
+                match container::stop::stop_container(&node, &container, Duration::ZERO).await {
+                    // Its shim goes, and so nothing can become of it.
+                    Err(error) if container.record().state == container::State::Making => {
+                        log::warn(error);
+                        Ok(())
+                    }
+                    stopped => stopped,
+                }
+            })
         })
         .collect();
     let mut stopped = Ok(());

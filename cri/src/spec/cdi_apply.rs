@@ -4,6 +4,7 @@ use oci_spec::runtime::{Hook, HookBuilder, Hooks, Mount, Spec};
 
 use super::cdi::{self, Edits};
 use super::devices::{device_of, rule};
+use super::process::Environment;
 use crate::error::{Error, Result};
 
 /// Puts them in.
@@ -23,11 +24,11 @@ pub(super) fn apply(edits: &[Edits], spec: &mut Spec) -> Result<()> {
 
 fn process(edits: &Edits, spec: &mut Spec) {
     let Some(process) = spec.process_mut() else { return };
-    let mut env = process.env().clone().unwrap_or_default();
+    let mut env = Environment::of(process.env().clone().unwrap_or_default());
     for variable in &edits.env {
-        super::process::set(&mut env, variable.clone());
+        env.set(variable.clone());
     }
-    process.set_env(Some(env));
+    process.set_env(Some(env.list()));
     let user = process.user_mut();
     let mut groups = user.additional_gids().clone().unwrap_or_default();
     // Root's group would be more than a device needs: the library of the field leaves it out, too.

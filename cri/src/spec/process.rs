@@ -1,5 +1,6 @@
 //! The process: what runs, where, and with which environment.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use oci_spec::runtime::Process;
@@ -10,6 +11,9 @@ use crate::proto::ContainerConfig;
 
 /// Where programs are looked for, if nobody says otherwise.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The most bytes of an image's environment: half of what execve(2) takes with the usual limit of the stack.
+const IMAGE_ENV_MOST: usize = 1 << 20;
 
 /// The process of an exec in a container: the container's own user, environment, directory and confinement, with another
 /// command. Never more than the container's first process has.
@@ -60,15 +64,21 @@ pub(super) fn args(config: &ContainerConfig, image: &Untrusted) -> Result<Vec<St
 ///
 /// # Errors
 ///
-/// `InvalidArgument`: a name that can't be, or a value that is no text.
+/// `InvalidArgument`: a name that can't be, a value that is no text, or more than 1 MiB of the image.
 pub(super) fn env(config: &ContainerConfig, image: &Untrusted, hostname: &str) -> Result<Vec<String>> {
-    let mut env: Vec<String> = vec![DEFAULT_PATH.into()];
-    if config.tty {
-        env.push("TERM=xterm".into());
+    let size: usize = image.env.iter().map(|variable| variable.len() + 1).sum();
+    if size > IMAGE_ENV_MOST {
+        return Err(Error::invalid(format_args!(
+            "the image's Env: {size} bytes: more than {IMAGE_ENV_MOST} are no environment of a process: build the image with less"
+        )));
     }
-    env.push(format!("HOSTNAME={hostname}"));
+    let mut env = Environment::of(vec![DEFAULT_PATH.into()]);
+    if config.tty {
+        env.set("TERM=xterm".into());
+    }
+    env.set(format!("HOSTNAME={hostname}"));
     for variable in &image.env {
-        set(&mut env, variable.clone());
+        env.set(variable.clone());
     }
     for (i, variable) in config.envs.iter().enumerate() {
         let refuse = |what: &str| {
@@ -83,24 +93,53 @@ pub(super) fn env(config: &ContainerConfig, image: &Untrusted, hostname: &str) -
         let Ok(value) = std::str::from_utf8(&variable.value) else {
             return refuse("the value must be UTF-8: an OCI configuration has no other");
         };
-        set(&mut env, format!("{}={value}", variable.key));
+        env.set(format!("{}={value}", variable.key));
     }
+    let env = env.list();
     without_nul("config.envs", &env)?;
     Ok(env)
 }
 
-/// One without `=` takes the variable out.
-pub(super) fn set(env: &mut Vec<String>, variable: String) {
-    let name = variable.split_once('=').map(|(name, _)| name);
-    let prefix = format!("{}=", name.unwrap_or(&variable));
-    let known = env.iter().position(|known| known.starts_with(&prefix));
-    match (name, known) {
-        // `=x` is no variable.
-        (Some(""), _) => {}
-        (Some(_), Some(at)) => env[at] = variable,
-        (Some(_), None) => env.push(variable),
-        (None, Some(at)) => drop(env.remove(at)),
-        (None, None) => {}
+/// Variables, each name once, found by it: an image can have a hundred thousand.
+#[derive(Debug, Default)]
+pub(super) struct Environment {
+    /// `name=value`; `None`: taken out.
+    list: Vec<Option<String>>,
+    /// Where in `list` a name is.
+    places: HashMap<String, usize>,
+}
+
+impl Environment {
+    pub(super) fn of(list: Vec<String>) -> Self {
+        let mut own = Self::default();
+        for variable in list {
+            own.set(variable);
+        }
+        own
+    }
+
+    /// The last of a name holds, at the place of the first. One without `=` takes the variable out.
+    pub(super) fn set(&mut self, variable: String) {
+        match variable.split_once('=') {
+            // `=x` is no variable.
+            Some(("", _)) => {}
+            Some((name, _)) => match self.places.get(name) {
+                Some(at) => self.list[*at] = Some(variable),
+                None => {
+                    self.places.insert(name.to_owned(), self.list.len());
+                    self.list.push(Some(variable));
+                }
+            },
+            None => {
+                if let Some(at) = self.places.remove(&variable) {
+                    self.list[at] = None;
+                }
+            }
+        }
+    }
+
+    pub(super) fn list(self) -> Vec<String> {
+        self.list.into_iter().flatten().collect()
     }
 }
 
@@ -211,6 +250,26 @@ mod tests {
             env_of(false, &["A=1", "A"], &[]).unwrap(),
             [DEFAULT_PATH, "HOSTNAME=pod-1"]
         );
+    }
+
+    #[test]
+    fn a_hundred_thousand_variables_take_no_time_and_an_images_megabytes_are_refused() {
+        let begun = std::time::Instant::now();
+        let many: Vec<String> = (0..100_000).map(|at| format!("V{at}=")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let request: Vec<(&str, &[u8])> = many
+            .iter()
+            .map(|name| (&name[..name.len() - 1], &b"1"[..]))
+            .collect();
+        assert_eq!(env_of(false, &many, &request).unwrap().len(), 100_002);
+        assert!(
+            begun.elapsed() < std::time::Duration::from_secs(5),
+            "{:?}",
+            begun.elapsed()
+        );
+        let much = format!("A={}", "x".repeat(IMAGE_ENV_MOST));
+        let error = env_of(false, &[&much], &[]).unwrap_err().to_string();
+        assert!(error.contains("the image's Env"), "{error}");
     }
 
     #[test]

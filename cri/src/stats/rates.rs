@@ -1,16 +1,15 @@
 //! Processor time per second, from two samples of what was used: nobody samples in between.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
+
+use crate::locked;
 
 /// Samples that are closer than this say little: the older one stays. Nanoseconds.
 const APART: i64 = 1_000_000_000;
 
-/// The last samples of containers and pods, by id.
+/// The last samples of a container or a pod: they go with it.
 #[derive(Debug, Default)]
-pub(crate) struct Rates {
-    samples: Mutex<HashMap<String, Samples>>,
-}
+pub(crate) struct Rate(Mutex<Option<Samples>>);
 
 #[derive(Debug, Clone, Copy)]
 struct Samples {
@@ -25,21 +24,15 @@ struct Sample {
     at: i64,
 }
 
-impl Rates {
+impl Rate {
     /// Takes a sample; gives nanoseconds used per second since the one before, where there is one.
-    pub(super) fn sample(&self, id: &str, used: u64, at: i64) -> Option<u64> {
-        let mut all = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn sample(&self, used: u64, at: i64) -> Option<u64> {
         let now = Sample { used, at };
-        let Some(samples) = all.get_mut(id) else {
-            all.insert(
-                id.to_owned(),
-                Samples {
-                    last: now,
-                    before: None,
-                },
-            );
-            return None;
-        };
+        let mut samples = locked(&self.0);
+        let samples = samples.get_or_insert(Samples {
+            last: now,
+            before: None,
+        });
         // A cgroup that is new counts from zero.
         if used < samples.last.used || at < samples.last.at {
             *samples = Samples {
@@ -57,12 +50,6 @@ impl Rates {
         let rate = u128::from(used.saturating_sub(before.used)) * 1_000_000_000 / time;
         u64::try_from(rate).ok()
     }
-
-    /// Forgets all but these.
-    pub(super) fn keep(&self, ids: &HashSet<&str>) {
-        let mut all = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|id, _| ids.contains(id.as_str()));
-    }
 }
 
 #[cfg(test)]
@@ -73,25 +60,20 @@ mod tests {
 
     #[test]
     fn a_rate_needs_two_samples_that_are_apart() {
-        let rates = Rates::default();
-        assert_eq!(rates.sample("a", 100, 0), None);
-        assert_eq!(rates.sample("a", 100, SECOND / 10), None);
-        assert_eq!(rates.sample("a", 500_000_100, SECOND), Some(500_000_000));
+        let rate = Rate::default();
+        assert_eq!(rate.sample(100, 0), None);
+        assert_eq!(rate.sample(100, SECOND / 10), None);
+        assert_eq!(rate.sample(500_000_100, SECOND), Some(500_000_000));
         // Asked again at once: since the same sample.
-        assert_eq!(
-            rates.sample("a", 1_000_000_100, SECOND * 3 / 2),
-            Some(666_666_666)
-        );
-        assert_eq!(rates.sample("a", 2_500_000_100, SECOND * 3), Some(1_000_000_000));
+        assert_eq!(rate.sample(1_000_000_100, SECOND * 3 / 2), Some(666_666_666));
+        assert_eq!(rate.sample(2_500_000_100, SECOND * 3), Some(1_000_000_000));
     }
 
     #[test]
     fn a_counter_that_begins_anew_has_no_rate_yet() {
-        let rates = Rates::default();
-        rates.sample("a", 100, 0);
-        assert_eq!(rates.sample("a", 50, SECOND), None);
-        assert_eq!(rates.sample("a", 150, SECOND * 2), Some(100));
-        rates.keep(&HashSet::from(["b"]));
-        assert_eq!(rates.sample("a", 200, SECOND * 3), None);
+        let rate = Rate::default();
+        rate.sample(100, 0);
+        assert_eq!(rate.sample(50, SECOND), None);
+        assert_eq!(rate.sample(150, SECOND * 2), Some(100));
     }
 }

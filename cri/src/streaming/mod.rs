@@ -35,6 +35,8 @@ use std::sync::Arc;
 
 use self::remote::Wanted;
 pub(crate) use self::server::Streaming;
+/// `Sec-WebSocket-Accept`, which our client checks.
+pub(crate) use self::websocket::accept;
 use crate::container::{Container, State};
 use crate::error::{Error, Kind, Result};
 use crate::node::Node;

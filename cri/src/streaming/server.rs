@@ -10,7 +10,7 @@
 
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -34,6 +34,7 @@ use super::upgrade::Upgrade;
 use super::{Asked, Verb, connection};
 use crate::config::StreamingConfig;
 use crate::error::Result;
+use crate::locked;
 use crate::log;
 use crate::node::Node;
 use crate::service::Running;
@@ -127,11 +128,7 @@ fn tls(certificate: &std::path::Path, key: &std::path::Path) -> anyhow::Result<S
 /// Serves until the end. Once.
 pub(crate) async fn serve(node: Arc<Node>) {
     let streaming = &node.streaming;
-    let taken = streaming
-        .listener
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
+    let taken = locked(&streaming.listener).take();
     let Some(listener) = taken else { return };
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -11,6 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::error::{Error, Kind, Result};
+use crate::locked;
 
 /// How long a URL may be opened.
 pub(super) const LIFE: Duration = Duration::from_secs(60);
@@ -79,7 +80,7 @@ impl<T> Tokens<T> {
     }
 
     fn locked(&self) -> MutexGuard<'_, HashMap<String, (Instant, T)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.0)
     }
 }
 

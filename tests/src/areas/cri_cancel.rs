@@ -1,12 +1,15 @@
 //! Clients that go in the middle of a call: what they began is done or undone, and their next try joins or finds it.
 
+use std::fs;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 
 use crate::cri::proto::*;
-use crate::cri::{Client, check, with};
+use crate::cri::{Client, Code, check, only_ours, place, with};
+use crate::fuse::Hanging;
 use crate::test;
+use crate::test::Skip;
 
 /// Sends a call, and goes after so many milliseconds, its answer unread.
 fn and_go<T: Send + 'static>(
@@ -159,6 +162,88 @@ test!(
             }
             cri.pull(crate::cri::BUSYBOX)?;
             cri.pod()?.run("web", "sleep 1000")?.exec(&["true"])?.ok()?;
+            Ok(())
+        })
+    }
+);
+
+test!(
+    fn a_create_that_hangs_does_not_keep_its_pod_from_being_stopped(t: &Test) -> Result {
+        only_ours(t)?;
+        with(t, |cri| {
+            let pod = cri.pod()?;
+            let mut hang = Hanging::mount(t.path("hanging"))?.ok_or_else(|| Skip::because("no FUSE"))?;
+            let mut config = pod.container_config("stuck", "sleep 1000")?;
+            config.mounts = vec![Mount {
+                container_path: "/data".into(),
+                host_path: hang.path.join("hang").display().to_string(),
+                ..Mount::default()
+            }];
+            let other = cri.another_client()?;
+            let mut client = other.runtime();
+            let request = pod.creation(config);
+            other.wait(async {
+                let call = tokio::spawn(async move { client.create_container(request).await });
+                while !hang.holds_somebody() && !call.is_finished() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            });
+            ensure!(hang.holds_somebody(), "it does not hang");
+            pod.stop()?;
+            ensure!(pod.status()?.state() == PodSandboxState::SandboxNotready);
+            hang.end();
+            pod.remove()
+        })
+    }
+);
+
+test!(
+    fn what_a_failed_create_could_not_take_back_is_taken_back_by_the_next(t: &Test) -> Result {
+        only_ours(t)?;
+        with(t, |cri| {
+            let pod = cri.pod()?;
+            let mut hang = Hanging::mount(t.path("hanging"))?.ok_or_else(|| Skip::because("no FUSE"))?;
+            let mut config = pod.container_config("web", "sleep 1000")?;
+            config.mounts = [(hang.path.as_path(), "/data"), ("/tmp".as_ref(), "/data/hang")]
+                .map(|(host, container)| Mount {
+                    container_path: container.into(),
+                    host_path: host.display().to_string(),
+                    ..Mount::default()
+                })
+                .to_vec();
+            let other = cri.another_client()?;
+            let mut client = other.runtime();
+            let request = pod.creation(config);
+            let bundles = cri.state().join("containers");
+            let bundle = other.wait(async {
+                let call = tokio::spawn(async move { client.create_container(request).await });
+                while !hang.holds_somebody() && !call.is_finished() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                let bundle = fs::read_dir(&bundles)?.next().context("no bundle")??.path();
+                // Nobody can remove a mount point.
+                fs::create_dir(bundle.join("busy"))?;
+                place::busybox(&[
+                    "mount",
+                    "-t",
+                    "tmpfs",
+                    "busy",
+                    &bundle.join("busy").to_string_lossy(),
+                ])?;
+                hang.end();
+                let status = call.await?.err().context("it was created")?;
+                ensure!(status.code() != Code::Cancelled, "{status:?}");
+                Ok(bundle)
+            })?;
+            ensure!(cri.containers()?.is_empty());
+            let again = || pod.create(pod.container_config("web", "sleep 1000")?);
+            let error = again().err().map(|error| error.to_string()).unwrap_or_default();
+            ensure!(error.contains("take back container"), "{error}");
+            place::busybox(&["umount", &bundle.join("busy").to_string_lossy()])?;
+            let web = again()?;
+            web.start()?;
+            ensure!(!bundle.exists(), "{} is there", bundle.display());
+            web.exec(&["true"])?.ok()?;
             Ok(())
         })
     }

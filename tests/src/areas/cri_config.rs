@@ -135,3 +135,22 @@ test!(
         })
     }
 );
+
+test!(
+    fn nobody_else_can_take_the_lock_that_keeps_a_second_server_away(t: &Test) -> Result {
+        only_ours(t)?;
+        Setup::default().with(t, |cri| {
+            let lock = cri.state().join("lock");
+            let mode = || fs::metadata(&lock).map(|found| found.permissions().mode() & 0o777);
+            ensure!(mode()? == 0o600);
+            // As an earlier release made it.
+            fs::set_permissions(&lock, fs::Permissions::from_mode(0o644))?;
+            cri.signal(nix::sys::signal::Signal::SIGTERM)?;
+            cri.start_server()?;
+            ensure!(mode()? == 0o600);
+            let status = cri.command()?.arg("--config").arg(cri.config()).status()?;
+            ensure!(status.code() == Some(1), "a second server: {status}");
+            names(&fs::read_to_string(cri.log())?, &["another rtc-cri runs there"])
+        })
+    }
+);

@@ -142,6 +142,23 @@ test!(
 );
 
 test!(
+    fn a_proxy_may_speak_tls_itself(t: &Test) -> Result {
+        let authority = t.path("ca.pem");
+        fs::write(&authority, include_str!("../../certificates/ca.pem"))?;
+        let setup = with_environment(&[
+            ("HTTP_PROXY", "https://127.0.0.1:5443".to_owned()),
+            ("SSL_CERT_FILE", authority.display().to_string()),
+        ]);
+        setup.with(t, |cri| {
+            // The registry takes whole addresses, too.
+            let _registry = Tls::start(cri, false)?;
+            hosts(cri, "registry.test", "server = \"http://far.test\"\n")?;
+            pull(cri, IMAGE).map(drop)
+        })
+    }
+);
+
+test!(
     fn a_proxy_that_fails_is_named_without_its_password(t: &Test) -> Result {
         only_ours(t)?;
         let (port, closed) = (free_port()?, free_port()?);

@@ -62,20 +62,13 @@ fn on_host(directory: &Path) -> Value {
     })
 }
 
-fn main_pid(cgroup: &Cgroup) -> Result<i32> {
-    // The others in it are its children.
-    let depth = |pid: i32| process::status_field(pid, "NSpid").map_or(9, |pids| pids.len());
-    let first = cgroup.processes()?.into_iter().min_by_key(|&pid| depth(pid));
-    first.with_context(|| format!("no process in {}", cgroup.path))
-}
-
 fn the_cgroup_is_the_kubelets(node: &Node<'_>, pod: &StaticPod) -> Result<Cgroup> {
     let cgroup = node.cgroup(pod, "main")?;
     let memory = cgroup.read(knob::MEMORY_LIMIT)?;
     ensure!(memory == (64 << 20).to_string(), "memory limit {memory}");
     let bandwidth = cgroup.cpu_bandwidth()?;
     ensure!(bandwidth == (Some(50000), 100_000), "bandwidth {bandwidth:?}");
-    let pid = main_pid(&cgroup)?;
+    let pid = node.main_pid(pod, "main")?;
     let inside = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
     ensure!(inside.contains("tick"), "pid {pid} is {inside:?}");
     Ok(cgroup)
@@ -197,8 +190,12 @@ fn statistics(node: &Node<'_>) -> Result {
 }
 
 /// Two restarts: the process dies; the probe fails. Both are the kubelet's, each a new attempt.
-fn a_container_that_ends_is_started_again(node: &Node<'_>, cgroup: &Cgroup) -> Result<StaticPod> {
-    kill(Pid::from_raw(main_pid(cgroup)?), Signal::SIGKILL)?;
+fn a_container_that_ends_is_started_again(
+    node: &Node<'_>,
+    before: &StaticPod,
+    cgroup: &Cgroup,
+) -> Result<StaticPod> {
+    kill(Pid::from_raw(node.main_pid(before, "main")?), Signal::SIGKILL)?;
     let pod = node.until_pod("web", "with attempt 1", |pod| {
         pod.is_up() && pod.restarts("main") == 1
     })?;
@@ -221,7 +218,7 @@ fn a_container_that_ends_is_started_again(node: &Node<'_>, cgroup: &Cgroup) -> R
 
 /// Nothing of a pod notices that the server is gone and comes again.
 fn the_pod_outlives_the_server(node: &Node<'_>, before: &StaticPod) -> Result {
-    let pid = main_pid(&node.cgroup(before, "main")?)?;
+    let pid = node.main_pid(before, "main")?;
     let count = probes(node, before)?;
     node.stop_server(Signal::SIGTERM)?;
     ensure!(process::is_alive(pid), "it went with the server");
@@ -235,7 +232,7 @@ fn the_pod_outlives_the_server(node: &Node<'_>, before: &StaticPod) -> Result {
         "{}",
         after.container("main")
     );
-    ensure!(main_pid(&node.cgroup(&after, "main")?)? == pid, "another process");
+    ensure!(node.main_pid(&after, "main")? == pid, "another process");
     the_server_shows_it(node, &after)
 }
 
@@ -261,7 +258,7 @@ fn a_node_runs_static_pods(node: &Node<'_>) -> Result {
     the_pod_is_on_the_network(node, &pod).context("network")?;
     probes_go_on(node, &pod).context("probe")?;
     statistics(node).context("/stats/summary")?;
-    let pod = a_container_that_ends_is_started_again(node, &cgroup).context("restart")?;
+    let pod = a_container_that_ends_is_started_again(node, &pod, &cgroup).context("restart")?;
     the_pod_outlives_the_server(node, &pod).context("the server's restart")?;
     the_pod_of_the_host(node).context("host network")?;
     node.withdraw("web")?;

@@ -22,6 +22,8 @@ mod leaks;
 pub(crate) mod place;
 mod pod;
 mod server;
+pub(crate) mod spdy;
+pub(crate) mod websocket;
 
 use anyhow::{Context, ensure};
 

@@ -32,7 +32,11 @@ impl Node<'_> {
         )?;
         fs::write(
             self.file("certs.d/_default/hosts.toml"),
-            format!("[host.\"http://{REGISTRY}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"),
+            // Nobody but this one is asked: there is no way out.
+            format!(
+                "server = \"http://{REGISTRY}\"\n\
+                 [host.\"http://{REGISTRY}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+            ),
         )?;
         fs::write(
             self.file("net.d/10-bridge.conflist"),
@@ -75,13 +79,14 @@ impl Node<'_> {
              containerRuntimeEndpoint: unix://{socket}\nimageServiceEndpoint: unix://{socket}\n\
              address: 127.0.0.1\nreadOnlyPort: 10255\nhealthzPort: 0\n\
              serializeImagePulls: false\nregistryPullQPS: 0\n\
-             evictionHard: {{memory.available: 1Mi}}\n{}{}",
+             {}{}",
             // What a test says of a key counts.
             defaults(
                 &setup.kubelet,
                 &[
                     "crashLoopBackOff: {maxContainerRestartPeriod: 1s}",
-                    "imageGCHighThresholdPercent: 100"
+                    "imageGCHighThresholdPercent: 100",
+                    "evictionHard: {memory.available: 1Mi}",
                 ]
             ),
             if gates.is_empty() {
@@ -91,6 +96,14 @@ impl Node<'_> {
             },
         );
         Ok(fs::write(self.file("kubelet.yml"), text)?)
+    }
+
+    /// Has images of this host come from it, by plain HTTP.
+    pub(crate) fn allow_registry(&self, address: &str) -> Result {
+        let directory = self.directory.join("certs.d").join(address);
+        fs::create_dir_all(&directory)?;
+        let text = format!("server = \"http://{address}\"\n[host.\"http://{address}\"]\n");
+        Ok(fs::write(directory.join("hosts.toml"), text)?)
     }
 
     fn server_configuration(&self) -> String {

@@ -44,7 +44,7 @@ use crate::test::Test;
 use crate::wait::{until, within};
 
 pub(crate) use config::Setup;
-pub(crate) use pod::{BUSYBOX, Pod as StaticPod};
+pub(crate) use pod::{BUSYBOX, Pod as StaticPod, STAY, busybox, busybox_with, manifest};
 
 /// Where the kubelet has its pods under systemd.
 const SLICE: &str = "/sys/fs/cgroup/kubepods.slice";
@@ -55,6 +55,9 @@ pub(crate) const NODE_IP: &str = "192.0.2.10";
 
 const REGISTRY: &str = "127.0.0.1:5000";
 const READ_ONLY: &str = "127.0.0.1:10255";
+
+/// Of a log, in the report of a failure: the kubelet repeats itself.
+const LONGEST_LINE: usize = 500;
 
 /// How long a condition may take: a kubelet on an emulated machine takes its time.
 pub(crate) fn patience() -> Duration {
@@ -226,15 +229,6 @@ impl<'t> Node<'t> {
         self.directory.join(name).to_string_lossy().into_owned()
     }
 
-    /// Whether the kubelet is at least this one: `1.37`.
-    pub(crate) fn kubelet_is(&self, least: &str) -> bool {
-        let minor = |version: &str| -> u32 {
-            let minor = version.split('.').nth(1).unwrap_or_default();
-            minor.parse().unwrap_or_default()
-        };
-        minor(&self.version) >= minor(least)
-    }
-
     /// Starts the CRI server, and waits until it answers.
     pub(crate) fn start_server(&self) -> Result {
         let program = match self.backend {
@@ -258,12 +252,6 @@ impl<'t> Node<'t> {
         kill(Pid::from_raw(server.id().cast_signed()), signal)?;
         server.wait()?;
         Ok(())
-    }
-
-    /// The CRI server's pid.
-    pub(crate) fn server_pid(&self) -> Result<i32> {
-        let server = self.server.borrow();
-        Ok(server.as_ref().context("no CRI server runs")?.id().cast_signed())
     }
 
     /// Starts the kubelet, and waits until it answers.
@@ -467,7 +455,11 @@ impl<'t> Node<'t> {
         let logs = ["server", "kubelet"].map(|name| {
             let text = fs::read_to_string(self.log(name)).unwrap_or_default();
             let telling = |line: &&str| !line.contains("level=info") && !line.starts_with('I');
-            let lines: Vec<_> = text.lines().filter(telling).collect();
+            let lines: Vec<String> = text
+                .lines()
+                .filter(telling)
+                .map(|line| line.chars().take(LONGEST_LINE).collect())
+                .collect();
             let last = &lines[lines.len().saturating_sub(25)..];
             let who = format!("{:?}, kubelet {}", self.backend, self.version);
             format!("--- {name} ({who})\n{}\n", last.join("\n"))

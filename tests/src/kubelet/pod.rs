@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Driver, Node};
 use crate::host::cgroup::Cgroup;
+use crate::host::process;
 use crate::registry::Result;
 use crate::wait::within;
 
@@ -168,11 +169,33 @@ impl Node<'_> {
         Ok(pod.waiting(container).1.to_owned())
     }
 
-    /// Waits until the kubelet has no pod of this name.
+    /// Waits until the kubelet has no pod of this name, and has ended what it had.
     pub(crate) fn until_gone(&self, name: &str) -> Result {
+        let full = format!("{name}-node");
         within(super::patience(), &format!("pod {name} to go"), || {
-            Ok(self.pod(name)?.is_none().then_some(()))
+            // It forgets what is withdrawn at once, and then ends it.
+            if self.pod(name)?.is_some() {
+                return Ok(None);
+            }
+            let list = self
+                .crictl(&["pods", "--name", &full, "--state", "ready", "--quiet"])?
+                .ok()?;
+            Ok(list.stdout.trim().is_empty().then_some(()))
         })
+    }
+
+    /// The pid of a container's first process, as the node sees it.
+    pub(crate) fn main_pid(&self, pod: &Pod, container: &str) -> Result<i32> {
+        let cgroup = self.cgroup(pod, container)?;
+        // The others in it are its children, and those of execs are outsiders.
+        let depth = |pid: i32| process::status_field(pid, "NSpid").map_or(9, |pids| pids.len());
+        let own = |pid: &i32| {
+            process::status_field(*pid, "NSpid").is_ok_and(|pids| pids.split_whitespace().last() == Some("1"))
+        };
+        let mut all = cgroup.processes()?;
+        all.sort_by_key(|&pid| depth(pid));
+        let first = all.iter().copied().find(own).or(all.first().copied());
+        first.with_context(|| format!("no process in {}", cgroup.path))
     }
 
     /// The pod's cgroup, by the name that the kubelet gives it.

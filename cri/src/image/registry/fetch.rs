@@ -2,7 +2,7 @@
 //! a broken connection left it.
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -23,6 +23,7 @@ use crate::error::{Error, Kind, Result};
 use crate::image::progress::Progress;
 use crate::image::reference::{Object, Reference};
 use crate::image::{Wanted, Writer};
+use crate::locked;
 use crate::log;
 
 /// A layer that several hosts give parts of, of which some are wrong, is begun anew so often.
@@ -310,7 +311,7 @@ impl Registry {
     }
 
     fn out_locked(&self) -> std::sync::MutexGuard<'_, BTreeMap<usize, Failure>> {
-        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.out)
     }
 
     /// Those that are out come last.

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::super::spdy::{Headers, Stream};
-use super::super::stream::{self, Id};
-use super::Forward;
+use crate::streaming::port_forward::Forward;
+use crate::streaming::spdy::{Headers, Stream};
+use crate::streaming::stream::{self, Id};
 
 /// What the second stream of a pair has for coming, as Kubernetes' own server gives it.
 const PAIRED_MAX: Duration = Duration::from_secs(30);
@@ -62,7 +62,7 @@ pub(super) async fn forwards(mut streams: mpsc::Receiver<Stream>, forwards: mpsc
         }
     }
     drop((halves, forwards));
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Takes a stream; the connection, where that was its second one.

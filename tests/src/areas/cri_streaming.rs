@@ -310,10 +310,7 @@ test!(
         with(t, |cri| {
             let pod = cri.pod()?;
             // Counts what comes until the end of the input: only a half that is closed lets it answer.
-            let container = pod.run(
-                "web",
-                "echo ready; nc -ll -p 8080 -e wc -c",
-            )?;
+            let container = pod.run("web", "echo ready; nc -ll -p 8080 -e wc -c")?;
             container.logged("ready")?;
             for transport in TRANSPORTS {
                 let (running, port) = forwarding(cri, transport, &pod.id, 8080)?;

@@ -345,6 +345,31 @@ async fn a_pull_goes_on_where_another_one_was_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_goes_with_its_image() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let images = open(&place);
+    let kept = pull(&images, "a", &[]).await.unwrap();
+    let removed = pull(&images, "b", &[]).await.unwrap();
+    images.forget(&removed.id).await.unwrap();
+    let names = || {
+        let entries = std::fs::read_dir(place.beside("root").join("configurations")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect::<Vec<String>>()
+    };
+    let expected = [kept.id.strip_prefix("sha256:").unwrap()];
+    assert_eq!(names(), expected);
+    // Of a pull that a server did not end.
+    std::fs::write(place.beside("root").join("configurations/12ab"), "{}").unwrap();
+    drop(images);
+    let images = open(&place);
+    assert_eq!(names(), expected);
+    assert!(images.find(&kept.id).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bad_layer_is_an_error_and_nothing_is_left() {
     if !is_root() {
         return;

@@ -46,6 +46,7 @@ mod cri_restart;
 mod cri_security;
 mod cri_stats;
 mod cri_streaming;
+mod cri_streaming_bad_input;
 mod cri_systemd;
 mod descriptors;
 mod devices;

@@ -23,6 +23,7 @@ pub(crate) mod place;
 mod pod;
 mod server;
 pub(crate) mod spdy;
+pub(crate) mod websocket;
 
 use anyhow::{Context, ensure};
 

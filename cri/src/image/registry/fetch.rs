@@ -33,7 +33,7 @@ const MAX_RESTARTS: u32 = 4;
 pub(crate) struct Registry {
     reference: Reference,
     hosts: Vec<Served>,
-    /// Names of hosts that gave what was wrong or could not be reached: asked no more while there are others.
+    /// Hosts, by number, that gave what was wrong or could not be reached: the others are asked first.
     out: Mutex<BTreeMap<usize, Failure>>,
 }
 
@@ -118,7 +118,10 @@ impl Registry {
         loop {
             let (at, served) = self.next(&mut rounds).await?;
             match self.resolve_at(served, &path, by_digest.as_ref(), ask_only).await {
-                Ok(resolved) => return Ok(resolved),
+                Ok(resolved) => {
+                    self.succeeded_at(at);
+                    return Ok(resolved);
+                }
                 Err(failure) => self.failed_at(&mut rounds, at, failure),
             }
         }
@@ -197,7 +200,10 @@ impl Registry {
         loop {
             let (at, served) = self.next(&mut rounds).await?;
             match served.document(&self.reference, path, digest).await {
-                Ok(content) => return Ok(content),
+                Ok(content) => {
+                    self.succeeded_at(at);
+                    return Ok(content);
+                }
                 Err(failure) => self.failed_at(&mut rounds, at, failure),
             }
         }
@@ -241,6 +247,7 @@ impl Registry {
             let (at, served) = self.next(&mut rounds).await?;
             let before = blob.taken;
             let Err(failure) = blob.fetch(served, &self.reference).await else {
+                self.succeeded_at(at);
                 break;
             };
             if blob.taken > before {
@@ -268,7 +275,7 @@ impl Registry {
             );
             return Err(Error::text(Kind::FailedPrecondition, why));
         }
-        Ok(Rounds::new(self.without_out(&all)))
+        Ok(Rounds::new(self.in_turn(all)))
     }
 
     /// The host to ask now; waits where it has to.
@@ -307,10 +314,16 @@ impl Registry {
         locked(&self.out)
     }
 
-    fn without_out(&self, all: &[usize]) -> Vec<usize> {
+    /// Those that are out come last.
+    fn in_turn(&self, mut all: Vec<usize>) -> Vec<usize> {
         let out = self.out_locked();
-        let left: Vec<usize> = all.iter().copied().filter(|at| !out.contains_key(at)).collect();
-        if left.is_empty() { all.to_vec() } else { left }
+        all.sort_by_key(|at| out.contains_key(at));
+        all
+    }
+
+    /// What was asked of it came, and was right.
+    fn succeeded_at(&self, at: usize) {
+        self.out_locked().remove(&at);
     }
 
     /// What was downloaded is not what can be taken.

@@ -30,7 +30,8 @@ fuzz_target!(|bytes: &[u8]| {
         tokio::time::timeout(Duration::from_secs(4), streaming::talk(sent, paired)).await
     });
     let received = done.expect("an end");
-    check(&received, echo.as_ref());
+    // An error stream of a pair may have a text.
+    check(&received, echo.as_ref().filter(|_| !paired));
 });
 
 /// What was sent on each stream.

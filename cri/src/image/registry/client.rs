@@ -198,7 +198,7 @@ impl Client {
         let base = self.base();
         let own = base.split_once("://");
         uri.scheme_str()
-            .zip(uri.authority().map(|authority| authority.as_str()))
+            .zip(uri.authority().map(hyper::http::uri::Authority::as_str))
             == own
     }
 

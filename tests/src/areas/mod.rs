@@ -64,6 +64,7 @@ mod kubelet_restarts;
 mod kubelet_security;
 mod kubelet_sharing;
 mod kubelet_static_pod;
+mod kubelet_stats;
 mod kubelet_volumes;
 mod lifecycle;
 mod mounts;

@@ -335,7 +335,7 @@ async fn the_number_of_a_layer_that_was_lost_is_not_given_to_another() {
     assert_ne!(other.layers, lost.layers);
     drop(images);
     let ids: Vec<String> = open(&place).all().iter().map(|image| image.id.clone()).collect();
-    assert_eq!(ids, [other.id.clone()]);
+    assert_eq!(ids, std::slice::from_ref(&other.id));
 }
 
 #[tokio::test(flavor = "multi_thread")]

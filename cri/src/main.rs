@@ -27,6 +27,7 @@ mod streaming;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::sys::signal::SigSet;
 use rtc_cri::proto;
@@ -36,6 +37,9 @@ use crate::client::Before;
 use crate::config::Config;
 use crate::error::Result;
 use crate::node::Node;
+
+/// How long threads may take to end what they do, once the server has ended.
+const THREADS: Duration = Duration::from_secs(1);
 
 const USAGE: &str = "\
 rtc-cri: CRI v1 server, and a small client of it
@@ -126,7 +130,7 @@ fn run(path: Option<PathBuf>) -> Result<()> {
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let node = Node::open(config)?;
         recovery::recover(&node).await;
         let mut terminate = signal(SignalKind::terminate()).map_err(anyhow::Error::from)?;
@@ -143,5 +147,8 @@ fn run(path: Option<PathBuf>) -> Result<()> {
             }
         })
         .await
-    })
+    });
+    // A thread may hang in a file system, or remove a large directory: the next start does the rest.
+    runtime.shutdown_timeout(THREADS);
+    served
 }

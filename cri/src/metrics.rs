@@ -39,7 +39,7 @@ pub(crate) async fn sandboxes(node: &Arc<Node>) -> Result<Vec<PodSandboxMetrics>
     let mut records: Vec<Arc<sandbox::Record>> =
         node.sandboxes().iter().map(|sandbox| sandbox.record()).collect();
     records.retain(|record| record.state == sandbox::State::Ready);
-    let mut containers = containers_of(node, &records).await;
+    let mut containers = containers_of(node, &records).await?;
     let root = node.config.root.clone();
     blocking(move || {
         let namespaces = records.iter().filter_map(|record| record.netns.clone()).collect();

@@ -26,6 +26,7 @@ use crate::image::Images;
 use crate::image::pulls::Pulls;
 use crate::journal::{Durability, Journal};
 use crate::locked;
+use crate::log;
 use crate::sandbox::{self, Sandbox};
 use crate::shim::Shim;
 use crate::shim::cgroup::ShimCgroup;
@@ -88,6 +89,15 @@ impl<T> Table<T> {
         Ok(())
     }
 
+    /// Takes in what is recorded, the newest last. Where two have one name, which should not be, it is the newest one's, and
+    /// the other is there by its id: the kubelet removes it.
+    fn found(&mut self, id: &str, name: String, one: Arc<T>) {
+        if let Some(other) = self.by_name.insert(name, id.to_owned()) {
+            log::warn(format_args!("{other}: {id} has the same name, and is newer"));
+        }
+        self.by_id.insert(id.to_owned(), one);
+    }
+
     fn forget(&mut self, id: &str, name: &str) {
         if self.by_id.remove(id).is_some() && self.by_name.get(name).is_some_and(|of| of == id) {
             self.by_name.remove(name);
@@ -148,12 +158,17 @@ impl Node {
             config,
             _only: only,
         };
-        for record in sandboxes.into_values() {
-            // Two of one name were never recorded; if they are there, the first one has it.
-            let _ = node.insert_sandbox(&Arc::new(Sandbox::new(record)));
+        let mut sandboxes: Vec<_> = sandboxes.into_values().collect();
+        sandboxes.sort_by_key(|record| record.created_at);
+        for record in sandboxes {
+            let (id, name) = (record.id.clone(), record.name());
+            locked(&node.sandboxes).found(&id, name, Arc::new(Sandbox::new(record)));
         }
-        for record in containers.into_values() {
-            let _ = node.insert_container(&Arc::new(Container::new(record)));
+        let mut containers: Vec<_> = containers.into_values().collect();
+        containers.sort_by_key(|record| record.created_at);
+        for record in containers {
+            let (id, name) = (record.id.clone(), record.name());
+            locked(&node.containers).found(&id, name, Arc::new(Container::new(record)));
         }
         Ok(Arc::new(node))
     }
@@ -329,6 +344,18 @@ mod tests {
         assert_eq!(table.insert("id3", "other".into(), &first).unwrap_err(), second);
         table.forget("id2", "other");
         table.insert("id3", "other".into(), &first).unwrap();
+    }
+
+    #[test]
+    fn of_two_that_are_recorded_with_one_name_the_newest_has_it_and_both_are_there() {
+        let mut table = Table::default();
+        table.found("old", "name".into(), Arc::new(1));
+        table.found("new", "name".into(), Arc::new(2));
+        assert_eq!(*table.find("pod", "old").unwrap(), 1);
+        assert_eq!(*table.insert("id", "name".into(), &Arc::new(3)).unwrap_err(), 2);
+        table.forget("old", "name");
+        assert!(table.find("pod", "old").is_err());
+        assert_eq!(*table.insert("id", "name".into(), &Arc::new(3)).unwrap_err(), 2);
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! who asks for one of these meanwhile waits for the turn.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -50,13 +51,18 @@ pub(crate) async fn recover(node: &Arc<Node>) {
     drop(looking);
     wait(all_known).await;
     let mut known: Vec<String> = node.containers().iter().map(|one| one.id.clone()).collect();
+    let mut pods: Vec<String> = node.sandboxes().iter().map(|one| one.id.clone()).collect();
     // Which ones is decided now: what comes later is not meant.
-    let strays = strays(node, &known).await;
-    // They may run still.
-    known.extend_from_slice(&strays);
-    tokio::spawn(remove_strays(Arc::clone(node), strays));
+    let strays = Strays {
+        pods: not_among(&pods, &node.config.state.join("sandboxes")).await,
+        containers: not_among(&known, &node.config.state.join("containers")).await,
+    };
+    // They may run still, and have their networks.
+    known.extend_from_slice(&strays.containers);
+    pods.extend_from_slice(&strays.pods);
+    tokio::spawn(strays.remove(Arc::clone(node)));
     node.images.keep_only(&known).await;
-    let networks: HashSet<String> = node.sandboxes().iter().map(|one| one.id.clone()).collect();
+    let networks: HashSet<String> = pods.into_iter().collect();
     // A plugin may take long, and nobody waits for it.
     tokio::spawn(node.cni.reconcile(&networks));
 }
@@ -152,11 +158,19 @@ async fn lose(node: &Arc<Node>, container: &Arc<Container>, why: &str) -> Result
     exit::end(node, container, ended).await
 }
 
-/// Bundles of containers that are in no record: it could not be written, or was put aside.
-async fn strays(node: &Node, known: &[String]) -> Vec<String> {
+/// Bundles that are in no record: it could not be written, or was put aside. Only those of our state directory are ours:
+/// another rtc-cri may have pods on this node.
+#[derive(Debug)]
+struct Strays {
+    pods: Vec<String>,
+    containers: Vec<String>,
+}
+
+/// Ids with a bundle in this directory that are not known.
+async fn not_among(known: &[String], directory: &Path) -> Vec<String> {
     let known: HashSet<&str> = known.iter().map(String::as_str).collect();
     let mut strays = Vec::new();
-    let Ok(mut entries) = tokio::fs::read_dir(node.config.state.join("containers")).await else {
+    let Ok(mut entries) = tokio::fs::read_dir(directory).await else {
         return strays;
     };
     while let Ok(Some(entry)) = entries.next_entry().await {
@@ -166,13 +180,24 @@ async fn strays(node: &Node, known: &[String]) -> Vec<String> {
     strays
 }
 
-async fn remove_strays(node: Arc<Node>, strays: Vec<String>) {
-    for id in strays {
-        log::warn(format_args!(
-            "container {id}: there is no record of it: it is removed"
-        ));
-        if let Err(error) = remove_stray(&node, &id).await {
-            log::warn(format_args!("container {id}: {error}"));
+impl Strays {
+    /// Pods first: a shim that lives ends its containers in order.
+    async fn remove(self, node: Arc<Node>) {
+        for id in self.pods {
+            log::warn(format_args!(
+                "sandbox {id}: there is no record of it: it is removed"
+            ));
+            if let Err(error) = sandbox::recover::remove_stray(&node, &id).await {
+                log::warn(format_args!("sandbox {id}: {error}"));
+            }
+        }
+        for id in self.containers {
+            log::warn(format_args!(
+                "container {id}: there is no record of it: it is removed"
+            ));
+            if let Err(error) = remove_stray(&node, &id).await {
+                log::warn(format_args!("container {id}: {error}"));
+            }
         }
     }
 }

@@ -29,7 +29,7 @@ pub(crate) async fn container(
     request: ContainerStatsRequest,
 ) -> Result<ContainerStatsResponse> {
     let container = node.container(&request.container_id)?;
-    let asked = Asked::of(node, container.record()).await;
+    let asked = Asked::of(Arc::clone(node), container.record()).await;
     let node = Arc::clone(node);
     let stats = blocking(move || asked.stats(&node, &mut Vec::new()).0).await?;
     Ok(ContainerStatsResponse { stats: Some(stats) })
@@ -65,17 +65,12 @@ pub(crate) async fn containers(
     let Some(pod) = whole_id(&filter.pod_sandbox_id, |id| Ok(node.sandbox(id)?.id.clone())) else {
         return Ok(Vec::new());
     };
-    let mut asked = Vec::new();
-    for container in node.containers() {
-        let record = container.record();
-        if record.state != State::Making
-            && (id.is_empty() || record.id == id)
+    let asked = Asked::all(node, |record| {
+        (id.is_empty() || record.id == id)
             && (pod.is_empty() || record.sandbox == pod)
             && matches(&filter.label_selector, &record.config.labels)
-        {
-            asked.push(Asked::of(node, record).await);
-        }
-    }
+    });
+    let asked = asked.await?;
     let node = Arc::clone(node);
     blocking(move || {
         let mut buffer = Vec::new();
@@ -107,7 +102,7 @@ pub(crate) async fn sandboxes(
 }
 
 async fn pods(node: &Arc<Node>, records: Vec<Arc<sandbox::Record>>) -> Result<Vec<PodSandboxStats>> {
-    let mut containers = containers_of(node, &records).await;
+    let mut containers = containers_of(node, &records).await?;
     let node = Arc::clone(node);
     blocking(move || {
         let namespaces = records.iter().filter_map(|record| record.netns.clone()).collect();
@@ -129,17 +124,14 @@ async fn pods(node: &Arc<Node>, records: Vec<Arc<sandbox::Record>>) -> Result<Ve
 pub(crate) async fn containers_of(
     node: &Arc<Node>,
     pods: &[Arc<sandbox::Record>],
-) -> HashMap<String, Vec<Asked>> {
+) -> Result<HashMap<String, Vec<Asked>>> {
     let mut all: HashMap<String, Vec<Asked>> = pods.iter().map(|pod| (pod.id.clone(), Vec::new())).collect();
-    for container in node.containers() {
-        let record = container.record();
-        if record.state != State::Making
-            && let Some(of_pod) = all.get_mut(&record.sandbox)
-        {
-            of_pod.push(Asked::of(node, record).await);
+    for asked in Asked::all(node, |record| all.contains_key(&record.sandbox)).await? {
+        if let Some(of_pod) = all.get_mut(&asked.record.sandbox) {
+            of_pod.push(asked);
         }
     }
-    all
+    Ok(all)
 }
 
 fn pod(
@@ -211,9 +203,23 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    async fn of(node: &Node, record: Arc<container::Record>) -> Self {
+    async fn of(node: Arc<Node>, record: Arc<container::Record>) -> Self {
         let layer = node.images.usage(&record.id).await;
         Self { record, layer }
+    }
+
+    /// All containers that are made and wanted, at once: each may take a moment.
+    async fn all(node: &Arc<Node>, is_wanted: impl Fn(&container::Record) -> bool) -> Result<Vec<Self>> {
+        let records = node.containers().into_iter().map(|container| container.record());
+        let wanted = records.filter(|record| record.state != State::Making && is_wanted(record));
+        let asking: Vec<_> = wanted
+            .map(|record| tokio::spawn(Self::of(Arc::clone(node), record)))
+            .collect();
+        let mut all = Vec::with_capacity(asking.len());
+        for asked in asking {
+            all.push(asked.await.map_err(|error| Error::new(Kind::Unknown, error))?);
+        }
+        Ok(all)
     }
 
     /// What it has used, where it runs.

@@ -30,7 +30,8 @@ fuzz_target!(|bytes: &[u8]| {
         tokio::time::timeout(Duration::from_secs(4), streaming::talk(sent, paired)).await
     });
     let received = done.expect("an end");
-    check(&received, echo.as_ref());
+    // An error stream of a pair may have a text.
+    check(&received, echo.as_ref().filter(|_| !paired));
 });
 
 /// What was sent on each stream.
@@ -53,7 +54,10 @@ fn script(mut rest: &[u8]) -> (Vec<u8>, Option<Sent>) {
             1 | 2 => {
                 let id = stream(payload.first());
                 let data = payload.get(1..).unwrap_or_default();
-                sent.entry(id).or_default().extend(data);
+                // Of one that is not open yet, it goes nowhere.
+                if id < next {
+                    sent.entry(id).or_default().extend(data);
+                }
                 out.extend(id.to_be_bytes());
                 out.extend([u8::from(what % 8 == 2), 0, 0, data.len() as u8]);
                 out.extend(data);

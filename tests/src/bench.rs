@@ -39,9 +39,12 @@ struct Column<'t> {
     rows: Vec<(&'static str, Vec<f64>)>,
 }
 
-/// `rtc-tests bench-cri PODS`; the programs are in the environment.
+/// `rtc-tests bench-cri PODS`, or `streams` for these alone; the programs are in the environment.
 pub(crate) fn main(pods: &str) -> Result<ExitCode> {
-    let pods: usize = pods.parse().context("PODS")?;
+    let pods: Option<usize> = match pods {
+        "streams" => None,
+        pods => Some(pods.parse().context("PODS")?),
+    };
     nix::sys::prctl::set_child_subreaper(true)?;
     let base = std::env::temp_dir().join(format!("rtc-bench-{}", host::random_name(8)?));
     fs::create_dir_all(&base)?;
@@ -69,7 +72,7 @@ pub(crate) fn main(pods: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn measure(tests: &[Test], pods: usize) -> Result<Vec<Column<'_>>> {
+fn measure(tests: &[Test], pods: Option<usize>) -> Result<Vec<Column<'_>>> {
     let mut columns = Vec::new();
     for (number, test) in tests.iter().enumerate() {
         let cri = Cri::start(test, setup(test, number)?)?;
@@ -83,10 +86,24 @@ fn measure(tests: &[Test], pods: usize) -> Result<Vec<Column<'_>>> {
         column.rows.retain(|(name, _)| name.contains("RSS")); // the first pod was to warm up
         columns.push(column);
     }
+    eprintln!("Exec, PortForward");
+    streams::measure(&mut columns)?;
+    if let Some(pods) = pods {
+        calls(&mut columns, pods)?;
+    }
+    for column in &columns {
+        column.cri.remove_pods()?;
+        column.cri.end()?;
+    }
+    Ok(columns)
+}
+
+/// All but streams.
+fn calls(columns: &mut [Column<'_>], pods: usize) -> Result {
     eprintln!("pods, one at a time");
     for round in 0..ROUNDS {
         // By turns: what disturbs the machine disturbs all.
-        for column in &mut columns {
+        for column in &mut *columns {
             column.pod_life(true)?;
             if round % 2 == 0 {
                 column.pod_life(false)?;
@@ -94,21 +111,15 @@ fn measure(tests: &[Test], pods: usize) -> Result<Vec<Column<'_>>> {
         }
     }
     eprintln!("ExecSync");
-    exec(&mut columns)?;
-    eprintln!("Exec, PortForward");
-    streams::measure(&mut columns)?;
+    exec(columns)?;
     eprintln!("PullImage");
-    pull(&mut columns)?;
-    for column in &mut columns {
+    pull(columns)?;
+    for column in &mut *columns {
         eprintln!("{pods} pods, {}", column.name());
         column.many(pods)?;
         column.starts()?;
     }
-    for column in &columns {
-        column.cri.remove_pods()?;
-        column.cri.end()?;
-    }
-    Ok(columns)
+    Ok(())
 }
 
 /// A bridge, a subnet and a cgroup of its own.

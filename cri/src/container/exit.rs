@@ -7,6 +7,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::{Container, State, clean};
 use crate::error::{Kind, Result};
@@ -16,6 +19,9 @@ use crate::node::Node;
 use crate::proto::ContainerEventType;
 use crate::shim::{self, Exit, Shim};
 
+/// How long the news of an end may wait for Task Delete, so that one record tells both. What is left then, RemoveContainer
+/// removes.
+const PROMPTLY: Duration = Duration::from_secs(5);
 /// As containerd has it: nobody knows how it ended.
 const UNKNOWN: i32 = 255;
 
@@ -153,12 +159,18 @@ pub(crate) async fn end(node: &Arc<Node>, container: &Arc<Container>, ended: Sta
         .ok()
         .and_then(|sandbox| sandbox.shim());
     let deleted = match shim {
-        Some(shim) if record.task => match shim.delete_task(&container.id).await {
-            Ok(_) => true,
-            Err(error) if error.kind == Kind::NotFound => true,
-            // RemoveContainer tries again.
-            Err(error) => {
+        Some(shim) if record.task => match timeout(PROMPTLY, shim.delete_task(&container.id)).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(error)) if error.kind == Kind::NotFound => true,
+            Ok(Err(error)) => {
                 log::warn(format_args!("container {}: {error}", container.id));
+                false
+            }
+            Err(_) => {
+                log::warn(format_args!(
+                    "container {}: has ended, and its shim removes it for more than {PROMPTLY:?}",
+                    container.id
+                ));
                 false
             }
         },

@@ -34,6 +34,7 @@ use crate::stats::Rate;
 
 /// What is recorded of a container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+// A field that is added has `#[serde(default)]`: else a new release can't read what an old one recorded.
 pub(crate) struct Record {
     /// 64 hexadecimal digits.
     pub(crate) id: String,
@@ -43,7 +44,7 @@ pub(crate) struct Record {
     pub(crate) config: ContainerConfig,
     /// `sha256:...` of the image's configuration.
     pub(crate) image_id: String,
-    /// What the user asked for by digest, `name@sha256:...`; else the id.
+    /// The image's first name by digest, `name@sha256:...`, whatever name was asked for; the id where it has none.
     pub(crate) image_ref: String,
     /// Nanoseconds since the epoch.
     pub(crate) created_at: i64,

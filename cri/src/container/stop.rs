@@ -93,8 +93,12 @@ async fn stop_running(node: &Arc<Node>, container: &Arc<Container>, grace: Durat
     // Without a shim it has ended, and is about to be reported.
     if let Some(shim) = node.sandbox(&record.sandbox)?.shim() {
         if !grace.is_zero() {
-            if !container.signalled.swap(true, Ordering::AcqRel) {
-                kill(container, &shim, record.stop_signal).await?;
+            if !container.signalled.swap(true, Ordering::AcqRel)
+                && let Err(error) = kill(container, &shim, record.stop_signal).await
+            {
+                // The next one sends it.
+                container.signalled.store(false, Ordering::Release);
+                return Err(error);
             }
             if tokio::time::timeout(grace, container.exited()).await.is_ok() {
                 return Ok(());

@@ -285,7 +285,7 @@ impl Writer {
 
     async fn mend(&self, below: Vec<PathBuf>, summary: Summary) -> Result<()> {
         let path = self.claim.path();
-        let mended = tokio::task::spawn_blocking(move || mend::mend(&path, &below, &summary));
+        let mended = tokio::task::spawn_blocking(move || mend::mend(&path, &below, summary));
         let mended = mended.await.context("mend a layer")?;
         Ok(mended.with_context(|| format!("layer {}", self.diff_id))?)
     }

@@ -16,6 +16,7 @@ use rtc_runtime::sys::xattr;
 
 use super::beneath;
 use super::merged::{Found, Merged};
+use super::relocate::relocate;
 use super::unpack::Summary;
 
 const OPAQUE: &CStr = c"trusted.overlay.opaque";
@@ -25,13 +26,14 @@ const OPAQUE: &CStr = c"trusted.overlay.opaque";
 /// # Errors
 ///
 /// A hard link to what no layer has; the disk.
-pub(super) fn mend(directory: &Path, below: &[PathBuf], summary: &Summary) -> Result<()> {
+pub(super) fn mend(directory: &Path, below: &[PathBuf], mut summary: Summary) -> Result<()> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = open(directory, flags, Mode::empty()).with_context(|| format!("open {directory:?}"))?;
     let merged = Merged::open(below.iter().map(PathBuf::as_path)).context("open the layers below")?;
     if !summary.root_is_named && !below.is_empty() {
         implicit(&root, &merged, b"")?;
     }
+    relocate(&root, &merged, &mut summary).context("directories that are links below")?;
     for path in &summary.implicit {
         implicit(&root, &merged, path).with_context(|| shown(path))?;
     }

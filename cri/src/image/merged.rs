@@ -54,6 +54,20 @@ impl Merged {
     ///
     /// `ELOOP`; the disk.
     pub(super) fn find(&self, path: &[u8], last: bool) -> nix::Result<Option<Found>> {
+        Ok(self.resolve(path, last)?.map(|(_, found)| found))
+    }
+
+    /// The path, through no link, of the directory that a path leads to. `None`: it leads to none.
+    ///
+    /// # Errors
+    ///
+    /// `ELOOP`; the disk.
+    pub(super) fn directory(&self, path: &[u8]) -> nix::Result<Option<Vec<Vec<u8>>>> {
+        let resolved = self.resolve(path, true)?;
+        Ok(resolved.and_then(|(real, found)| matches!(found, Found::Directory(_)).then_some(real)))
+    }
+
+    fn resolve(&self, path: &[u8], last: bool) -> nix::Result<Option<(Vec<Vec<u8>>, Found)>> {
         let mut todo: Vec<Vec<u8>> = names(path).rev().map(<[u8]>::to_vec).collect();
         let mut real: Vec<Vec<u8>> = Vec::new();
         let mut here = self.root()?;
@@ -87,14 +101,14 @@ impl Merged {
                         }
                         todo.extend(names(&target).rev().map(<[u8]>::to_vec));
                     } else if is_last {
-                        return Ok(Some(Found::Other(file, stat)));
+                        return Ok(Some((real, Found::Other(file, stat))));
                     } else {
                         return Ok(None);
                     }
                 }
             }
         }
-        Ok(Some(Found::Directory(here)))
+        Ok(Some((real, Found::Directory(here))))
     }
 
     /// Through no link at all.

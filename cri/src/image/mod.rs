@@ -25,6 +25,7 @@ pub(crate) mod pull;
 pub(crate) mod pulls;
 pub(crate) mod reference;
 pub(crate) mod registry;
+mod relocate;
 mod removal;
 pub(crate) mod remove;
 mod snapshot;

@@ -1,4 +1,4 @@
-//! Removes directories whose content a stranger made: however deep, with no more than two descriptors, never outside.
+//! Removes directories whose content a stranger made: however deep, with few descriptors and little memory, never outside.
 //!
 //! Directories are not gone down into. What is in one, and has something in it, is moved up to its top; so nothing is ever
 //! more than two levels below.
@@ -44,12 +44,7 @@ pub(super) fn remove(path: &Path) -> nix::Result<()> {
 ///
 /// The first call that failed.
 pub(super) fn remove_at(parent: impl AsFd, name: &[u8]) -> nix::Result<()> {
-    match unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir) {
-        Ok(()) | Err(Errno::ENOENT) => return Ok(()),
-        Err(Errno::EISDIR | Errno::EPERM) => {}
-        Err(errno) => return Err(errno),
-    }
-    if is_empty_now(&parent, name)? {
+    if is_removed(&parent, name)? {
         return Ok(());
     }
     let top = openat(&parent, name, DIRECTORY, Mode::empty())?;
@@ -67,62 +62,61 @@ fn is_empty_now(parent: impl AsFd, name: &[u8]) -> nix::Result<bool> {
     }
 }
 
-/// Removes what is in a directory; directories in directories of it are moved to the top. Whether nothing is left in it.
+/// Removes what is in a directory; directories in directories of it are moved to the top. Whether nothing was in it.
 fn empty(directory: &OwnedFd, top: &OwnedFd, next: &mut u64) -> nix::Result<bool> {
-    let mut done = true;
-    for name in names(directory)? {
-        match unlinkat(directory, name.as_slice(), UnlinkatFlags::NoRemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => continue,
-            Err(Errno::EISDIR | Errno::EPERM) => {}
-            Err(errno) => return Err(errno),
+    let mut was_empty = true;
+    each(directory, |name| {
+        // What was moved up from it, and what a directory that changes did not show, is seen in the next round.
+        was_empty = false;
+        if is_removed(directory, name)? {
+            return Ok(());
         }
-        if is_empty_now(directory, &name)? {
-            continue;
-        }
-        let inner = openat(directory, name.as_slice(), DIRECTORY, Mode::empty())?;
+        let inner = openat(directory, name, DIRECTORY, Mode::empty())?;
         flatten(&inner, top, next)?;
-        // What was moved up from it is seen in the next round.
-        done = false;
-        is_empty_now(directory, &name)?;
-    }
-    Ok(done)
+        is_empty_now(directory, name).map(drop)
+    })?;
+    Ok(was_empty)
 }
 
 /// Removes the files of a directory, and moves its directories up to the top.
 fn flatten(directory: &OwnedFd, top: &OwnedFd, next: &mut u64) -> nix::Result<()> {
-    for name in names(directory)? {
-        match unlinkat(directory, name.as_slice(), UnlinkatFlags::NoRemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => continue,
-            Err(Errno::EISDIR | Errno::EPERM) => {}
-            Err(errno) => return Err(errno),
-        }
-        if is_empty_now(directory, &name)? {
-            continue;
+    each(directory, |name| {
+        if is_removed(directory, name)? {
+            return Ok(());
         }
         loop {
             let free = format!(".rtc-{next}");
             *next += 1;
-            match renameat(directory, name.as_slice(), top, free.as_str()) {
-                Ok(()) => break,
+            match renameat(directory, name, top, free.as_str()) {
+                Ok(()) => return Ok(()),
                 // The stranger has one of that name.
                 Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR | Errno::EINVAL) => {}
                 Err(errno) => return Err(errno),
             }
         }
-    }
-    Ok(())
+    })
 }
 
-fn names(directory: &OwnedFd) -> nix::Result<Vec<Vec<u8>>> {
+/// Removes what is no directory, or an empty one.
+fn is_removed(parent: impl AsFd, name: &[u8]) -> nix::Result<bool> {
+    match unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(true),
+        Err(Errno::EISDIR | Errno::EPERM) => is_empty_now(parent, name),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Does it with each name in a directory, as it is read: a stranger's directory may have any number.
+fn each(directory: &OwnedFd, mut what: impl FnMut(&[u8]) -> nix::Result<()>) -> nix::Result<()> {
     let own = openat(directory, ".", DIRECTORY, Mode::empty())?;
-    let mut names = Vec::new();
     for entry in Dir::from_fd(own)?.iter() {
-        let name = entry?.file_name().to_bytes().to_vec();
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
-            names.push(name);
+            what(name)?;
         }
     }
-    Ok(names)
+    Ok(())
 }
 
 /// What is there, links not followed.

@@ -200,8 +200,9 @@ impl Images {
         }
     }
 
-    /// What a container's upper layer takes. Measured off the runtime's threads: the first time it is waited for, then it is
-    /// what was measured last, and measured again where that is old. `None`: there is no such container.
+    /// What a container's upper layer takes. Measured off the runtime's threads: the first time it is waited for a moment, then it is
+    /// what was measured last, and measured again where that is old. `None`: there is no such container, or it
+    /// is not known yet.
     pub(crate) async fn usage(&self, container: &str) -> Option<Usage> {
         let measured = {
             let known = self.snapshots.known();

@@ -136,8 +136,19 @@ impl Images {
         }
     }
 
-    /// Removes, in the background, the layers that nobody knows: of pulls that a server did not end.
+    /// Removes the configurations, and in the background the layers, that nobody knows: of pulls and removals that a server
+    /// did not end.
     fn remove_left(&self) {
+        for entry in std::fs::read_dir(self.root.join("configurations"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let id = format!("sha256:{}", entry.file_name().display());
+            if !self.known().images.contains_key(&id) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
         for number in numbers(&self.root.join("layers")).unwrap_or_default() {
             if !self.layers.knows(number) {
                 layers::remove_later(self.root.join("layers").join(number.to_string()));
@@ -348,7 +359,14 @@ impl Images {
         if let Some(kept) = removed {
             self.layers.release(&kept.layers);
         }
-        layers::remove_later(self.configuration(&image.id));
+        // In this turn: a pull may write it anew in the next.
+        let configuration = self.configuration(&image.id);
+        let removed = tokio::fs::remove_file(&configuration).await;
+        if let Err(error) = removed
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            log::warn(format_args!("remove {}: {error}", configuration.display()));
+        }
         Ok(())
     }
 

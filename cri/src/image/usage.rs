@@ -27,6 +27,14 @@ const FRESH: Duration = Duration::from_secs(9);
 /// Counting takes at most this part of the time.
 const SHARE: u32 = 20;
 
+/// A first count is waited for no longer: it goes on, and is there for who asks next.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+
+/// Bytes of names of directories that wait to be counted.
+const PENDING_MAX: usize = 4 << 20;
+/// Files of several names that are remembered.
+const LINKED_MAX: usize = 1 << 20;
+
 /// The last count of one directory.
 #[derive(Debug, Default)]
 pub(super) struct Measured {
@@ -45,7 +53,7 @@ impl Measured {
         *locked(&self.last)
     }
 
-    /// What was counted last; the first count is waited for, others go on behind the answer.
+    /// What was counted last; the first count is waited for a moment, others go on behind the answer.
     pub(super) async fn now(self: &Arc<Self>, directory: &Path) -> Option<Usage> {
         let state = self.state();
         if let Some((usage, end, took)) = state
@@ -56,7 +64,11 @@ impl Measured {
         let turn = match Arc::clone(&self.turn).try_lock_owned() {
             Ok(turn) => turn,
             Err(_) if state.is_some() => return self.last(),
-            Err(_) => Arc::clone(&self.turn).lock_owned().await,
+            // Another waits for the first.
+            Err(_) => {
+                let _ = tokio::time::timeout(FIRST_WAIT, self.turn.lock()).await;
+                return self.last();
+            }
         };
         let (own, directory) = (Arc::clone(self), directory.to_owned());
         let counting = tokio::task::spawn_blocking(move || {
@@ -70,71 +82,164 @@ impl Measured {
         });
         match state {
             Some((usage, ..)) => Some(usage),
-            None => counting.await.ok().flatten(),
+            None => tokio::time::timeout(FIRST_WAIT, counting).await.ok()?.ok()?,
         }
     }
 }
 
 /// Blocks of all files in a directory, each inode once. A container may change it meanwhile: what can't be seen is not counted.
+/// It may also have any number of files: what is remembered of them is limited.
 pub(super) fn count(directory: &Path) -> nix::Result<Usage> {
+    count_with(directory, PENDING_MAX)
+}
+
+fn count_with(directory: &Path, pending_max: usize) -> nix::Result<Usage> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let root = open(directory, flags, Mode::empty())?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let mut usage = Usage {
+    let mut counting = Counting {
         bytes: 0,
         inodes: 0,
-        timestamp: now.map_or(0, |now| i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)),
+        linked: HashSet::new(),
+        pending: 0,
+        pending_max,
     };
     if let Ok(stat) = nix::sys::stat::fstat(&root) {
-        usage.bytes += blocks(stat.st_blocks);
-        usage.inodes += 1;
+        counting.bytes += blocks(stat.st_blocks);
+        counting.inodes += 1;
     }
-    let mut linked = HashSet::new();
-    let mut todo = vec![Vec::new()];
-    while let Some(path) = todo.pop() {
-        // Links are not followed, wherever they were put.
-        if let Ok(Some(directory)) = beneath::directory(&root, &path) {
-            let _ = count_one(&directory, &path, &mut usage, &mut linked, &mut todo);
+    let mut path = Vec::new();
+    let mut levels = vec![Level::default()];
+    while let Some(level) = levels.last_mut() {
+        path.truncate(level.length);
+        if let Some(name) = level.todo.pop() {
+            counting.pending -= name.len();
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend(name);
+            let length = path.len();
+            levels.push(Level {
+                length,
+                ..Level::default()
+            });
+        } else if level.is_read {
+            levels.pop();
+        } else {
+            level.is_read = true;
+            // Links are not followed, wherever they were put.
+            if let Ok(Some(directory)) = beneath::directory(&root, &path) {
+                let _ = counting.read(&directory, level);
+            }
         }
     }
-    Ok(usage)
+    Ok(Usage {
+        bytes: counting.bytes,
+        inodes: counting.inodes,
+        timestamp: now.map_or(0, |now| i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)),
+    })
 }
 
 fn blocks(count: i64) -> u64 {
     u64::try_from(count).unwrap_or(0) * 512
 }
 
-fn count_one(
-    directory: &OwnedFd,
-    path: &[u8],
-    usage: &mut Usage,
-    linked: &mut HashSet<u64>,
-    todo: &mut Vec<Vec<u8>>,
-) -> nix::Result<()> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    for entry in Dir::from_fd(openat(directory, ".", flags, Mode::empty())?)?.iter() {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name == b"." || name == b".." {
-            continue;
-        }
-        let Some(stat) = removal::stat(directory, name)? else {
-            continue;
-        };
-        let is_directory = removal::is_directory(&stat);
-        if !is_directory && stat.st_nlink > 1 && !linked.insert(stat.st_ino) {
-            continue;
-        }
-        usage.bytes += blocks(stat.st_blocks);
-        usage.inodes += 1;
-        if is_directory {
-            let path = if path.is_empty() {
-                name.to_vec()
-            } else {
-                [path, b"/", name].concat()
+/// A directory on the way down.
+#[derive(Default)]
+struct Level {
+    /// Of its path.
+    length: usize,
+    /// How many of its entries were counted, and whether these are all.
+    entries: usize,
+    is_read: bool,
+    /// Directories of these, by name.
+    todo: Vec<Vec<u8>>,
+}
+
+struct Counting {
+    bytes: u64,
+    inodes: u64,
+    /// Files of several names.
+    linked: HashSet<u64>,
+    /// Bytes of the names that wait.
+    pending: usize,
+    pending_max: usize,
+}
+
+impl Counting {
+    /// Counts a directory's entries, or some of them: where too many directories wait, it is read on when they are counted.
+    fn read(&mut self, directory: &OwnedFd, level: &mut Level) -> nix::Result<()> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut all = Dir::from_fd(openat(directory, ".", flags, Mode::empty())?)?;
+        for entry in all.iter().skip(level.entries) {
+            level.entries += 1;
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            let Some(stat) = removal::stat(directory, name)? else {
+                continue;
             };
-            todo.push(path);
+            let is_directory = removal::is_directory(&stat);
+            if !is_directory && stat.st_nlink > 1 && self.is_known(stat.st_ino) {
+                continue;
+            }
+            self.bytes += blocks(stat.st_blocks);
+            self.inodes += 1;
+            if is_directory {
+                level.todo.push(name.to_vec());
+                self.pending += name.len();
+                if self.pending > self.pending_max {
+                    level.is_read = false;
+                    break;
+                }
+            }
         }
+        Ok(())
     }
-    Ok(())
+
+    /// Whether a file was counted by another name. Of very many the later ones count by each.
+    fn is_known(&mut self, inode: u64) -> bool {
+        if self.linked.len() < LINKED_MAX {
+            return !self.linked.insert(inode);
+        }
+        self.linked.contains(&inode)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_first_count_is_waited_for_a_moment_only() {
+        let measured = Arc::new(Measured::default());
+        let counts = Arc::clone(&measured.turn).lock_owned().await;
+        let begun = Instant::now();
+        assert_eq!(measured.now(&std::env::temp_dir()).await, None);
+        assert!(begun.elapsed() < FIRST_WAIT * 5);
+        let state = (count(Path::new("/proc/self/ns")).unwrap(), Instant::now(), FRESH);
+        *measured.last.lock().unwrap() = Some(state);
+        drop(counts);
+        assert_eq!(measured.now(&std::env::temp_dir()).await, Some(state.0));
+    }
+
+    #[test]
+    fn all_is_counted_once_however_little_may_be_remembered() {
+        let path = std::env::temp_dir().join(format!("rtc-usage-{}", std::process::id()));
+        for directory in 0..20 {
+            let inner = path.join(format!("directory-{directory}/a/b"));
+            std::fs::create_dir_all(&inner).unwrap();
+            std::fs::write(inner.join("file"), vec![1; 5000]).unwrap();
+            std::fs::hard_link(inner.join("file"), path.join(format!("link-{directory}"))).unwrap();
+        }
+        let usages = [PENDING_MAX, 20, 0].map(|most| count_with(&path, most).unwrap());
+        std::fs::remove_dir_all(&path).unwrap();
+        for usage in usages {
+            assert_eq!(usage.inodes, 1 + 20 * 4);
+            assert_eq!(usage.bytes, usages[0].bytes);
+        }
+        assert!(usages[0].bytes >= 20 * 5000);
+    }
 }

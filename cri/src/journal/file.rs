@@ -74,8 +74,18 @@ impl File {
 
     /// Adds whole lines; with `sync`, they are on the disk at its return.
     pub(super) fn append(&mut self, lines: &[u8], sync: bool) -> Result<()> {
-        if self.broken || self.length > SMALL + 2 * self.compact {
+        if self.broken {
             self.compact(sync)?;
+        } else if self.length > SMALL + 2 * self.compact
+            && let Err(error) = self.compact(sync)
+        {
+            // A file system that is full may have room for a line.
+            log::warn(format_args!(
+                "{}: can't be compacted: {error:#}",
+                self.path.display()
+            ));
+            // Not with every line.
+            self.compact = self.length;
         }
         let written = self.file.write_all(lines).and_then(|()| match sync {
             true => self.file.sync_data(),
@@ -87,9 +97,8 @@ impl File {
                 Ok(())
             }
             Err(error) => {
-                self.broken = true;
-                // So that half a line is not followed by another; the next write does it again.
-                let _ = self.cut();
+                // So that half a line is not followed by another. What a sync has lost, nobody knows.
+                self.broken = self.cut().is_err() || sync;
                 Err(error).with_context(|| format!("record in {}", self.path.display()))
             }
         }

@@ -156,6 +156,27 @@ fn a_journal_that_is_mostly_old_is_compacted_and_loses_nothing() {
 }
 
 #[test]
+fn where_there_is_no_room_to_compact_there_may_be_for_a_line() {
+    let directory = Directory::new("room");
+    let path = directory.file();
+    let (journal, _) = open(&path, Durability::Plain);
+    // Nothing can be written beside it.
+    std::fs::create_dir(path.with_extension("new")).unwrap();
+    let large: Vec<u32> = (0..2000).collect();
+    run(async {
+        for _ in 0..500 {
+            journal.put("again", &large).await.unwrap();
+        }
+        journal.put("last", &vec![8]).await.unwrap();
+    });
+    std::fs::remove_dir(path.with_extension("new")).unwrap();
+    run(journal.put("again", &vec![7])).unwrap();
+    drop(journal);
+    let (_, found) = open(&path, Durability::Plain);
+    assert_eq!(found, records(&[("again", &[7]), ("last", &[8])]));
+}
+
+#[test]
 fn many_at_once_are_all_durable() {
     let directory = Directory::new("many");
     let path = directory.file();

@@ -35,6 +35,7 @@ use crate::stats::Rate;
 
 /// What is recorded of a sandbox: enough to find everything of it after a `kill -9`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+// A field that is added has `#[serde(default)]`: else a new release can't read what an old one recorded.
 pub(crate) struct Record {
     /// 64 hexadecimal digits.
     pub(crate) id: String,

@@ -9,10 +9,12 @@
 
 use std::sync::Arc;
 
-use super::{Sandbox, State, bundle, end};
+use super::{Record, Sandbox, State, bundle, end, netns};
+use crate::cni::Addresses;
 use crate::error::Result;
 use crate::log;
 use crate::node::Node;
+use crate::proto::PodSandboxConfig;
 use crate::recovery::Looking;
 use crate::shim::Shim;
 
@@ -54,4 +56,25 @@ pub(crate) async fn recover(node: &Arc<Node>, sandbox: &Arc<Sandbox>, looking: L
     }
     sandbox.change(|record| record.state = State::Ended);
     node.record_sandbox(sandbox).await
+}
+
+/// Takes back all of a sandbox whose bundle is there, and no record: it is like one that was being made.
+///
+/// # Errors
+///
+/// Something of it is left.
+pub(crate) async fn remove_stray(node: &Arc<Node>, id: &str) -> Result<()> {
+    let record = Record {
+        id: id.to_owned(),
+        config: PodSandboxConfig::default(),
+        handler: String::new(),
+        created_at: 0,
+        state: State::Making,
+        shim: None,
+        pid: 0,
+        netns: Some(netns::path(id)),
+        addresses: Addresses::default(),
+        selinux_level: String::new(),
+    };
+    end::undo(node, &Arc::new(Sandbox::new(record))).await
 }

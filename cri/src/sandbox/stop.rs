@@ -35,7 +35,10 @@ pub(super) async fn stop_sandbox(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Re
     }
     // From here no container can be made in it.
     sandbox.change(|record| record.state = State::Ended);
-    node.record_sandbox(sandbox).await?;
+    if let Err(error) = node.record_sandbox(sandbox).await {
+        // A file system that is full is no reason to let it run: what it holds may be what fills it.
+        log::warn(format_args!("sandbox {}: {error}", sandbox.id));
+    }
     stop_containers(node, sandbox).await?;
     end::network_and_shim(node, sandbox).await?;
     sandbox.change(|record| {

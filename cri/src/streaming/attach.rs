@@ -64,6 +64,9 @@ pub(super) async fn serve(node: &Arc<Node>, request: &AttachRequest, remote: Rem
         outcome = whole => Some(outcome),
         never = beside => match never {},
         () = queue.closed() => None,
+        () = node.streaming.ending() => Some(Outcome::Failed(
+            "rtc-cri ends: the container goes on, attach again".into(),
+        )),
     };
     drop(queue);
     match outcome {
@@ -97,7 +100,7 @@ async fn begin(node: &Arc<Node>, request: &AttachRequest) -> Result<(Attached, O
         shim,
         stdin: (request.stdin && record.config.stdin).then(|| bundle.join("stdin")),
         once: request.stdin && record.config.stdin_once,
-        waits: !(record.config.stdin_once && !terminal),
+        waits: !record.config.stdin_once || terminal,
         container,
         _fifos: fifos,
     };

@@ -18,7 +18,7 @@ use super::status::Outcome;
 use super::stream::{Input, Output};
 use super::terminal::Sizes;
 use crate::container::{clean, exec_sync};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::id;
 use crate::log;
 use crate::node::Node;
@@ -58,6 +58,10 @@ pub(super) async fn serve(node: &Arc<Node>, request: &ExecRequest, remote: Remot
     let outcome = tokio::select! {
         ended = running.talk(streams, outputs) => Some(ended),
         () = queue.closed() => None,
+        () = node.streaming.ending() => Some(Err(Error::text(
+            Kind::Unavailable,
+            "rtc-cri ends, and the command with it",
+        ))),
     };
     // The connection ends with the last of its streams.
     drop(queue);

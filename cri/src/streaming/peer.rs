@@ -2,7 +2,8 @@
 //!
 //! A framing's reader waits where a stream is not read, and so does not see the end of the connection behind what it has not
 //! taken. The kernel tells of it apart from the data: EPOLLRDHUP, which needs an epoll of our own, since tokio asks for it
-//! together with EPOLLIN only. No client of ours closes one half of TCP and listens on.
+//! together with EPOLLIN only. No client of ours closes one half of TCP and listens on. Where what was not taken fills the
+//! connection, the end can't come either, and the framings ping: what is gone answers with a reset.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

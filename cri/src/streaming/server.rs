@@ -41,6 +41,8 @@ use crate::service::Running;
 
 /// How long a client may take to say what it wants, its TLS included.
 const GREETING: Duration = Duration::from_secs(30);
+/// How long a verb has for telling its client that the server ends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The largest head of a request, in bytes.
 const HEAD_MAX: usize = 64 << 10;
 
@@ -101,6 +103,12 @@ impl Streaming {
     pub(super) fn url(&self, verb: &str, token: &str) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://{}/{verb}/{token}", self.address)
+    }
+
+    /// Waits until the server ends: who runs a command is told, or takes its end for success.
+    pub(super) async fn ending(&self) {
+        // Its sender is not dropped while we are here.
+        let _ = self.end.subscribe().wait_for(|end| *end).await;
     }
 
     /// No more connections, and those that there are end; `service::idle` waits for them.
@@ -238,7 +246,11 @@ fn respond(node: &Arc<Node>, mut request: Request<Incoming>, hangup: &Arc<Hangup
         match upgrading.await {
             Ok(upgraded) => {
                 let (stream, last) = Noted::new(TokioIo::new(upgraded));
-                let gone = gone(&node.streaming, &hangup, &last);
+                let words = match asked.verb() {
+                    Verb::Exec | Verb::Attach => LAST_WORDS,
+                    Verb::PortForward => Duration::ZERO,
+                };
+                let gone = gone(&node.streaming, &hangup, &last, words);
                 connection::serve(&node, asked, upgrade, stream, gone).await;
             }
             Err(error) => log::debug(|| format!("streams: a client: {error}")),
@@ -248,18 +260,21 @@ fn respond(node: &Arc<Node>, mut request: Request<Incoming>, hangup: &Arc<Hangup
 }
 
 /// Waits until there is nobody to serve, or nobody who serves.
-async fn gone(streaming: &Streaming, hangup: &Hangup, last: &Last) {
+async fn gone(streaming: &Streaming, hangup: &Hangup, last: &Last, words: Duration) {
     let idle = async {
         match streaming.idle {
             Some(limit) => last.idle(limit).await,
             None => std::future::pending().await,
         }
     };
-    let mut end = streaming.end.subscribe();
+    let ended = async {
+        streaming.ending().await;
+        tokio::time::sleep(words).await;
+    };
     tokio::select! {
         () = hangup.gone() => {}
         () = idle => log::info("streams: a connection was idle for too long: it is closed"),
-        _ = end.wait_for(|end| *end) => {}
+        () = ended => {}
     }
 }
 

@@ -189,7 +189,7 @@ impl Upgrade {
             Self::Tunnel { accept } => ("websocket", Some(accept), TUNNEL),
         };
         headers.insert(UPGRADE, HeaderValue::from_static(to));
-        if let Some(Ok(accept)) = accept.map(|accept| HeaderValue::try_from(accept)) {
+        if let Some(Ok(accept)) = accept.map(HeaderValue::try_from) {
             headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
         }
         if !name.is_empty() {

@@ -585,24 +585,6 @@ test!(
         only_ours(t)?;
         with(t, |cri| {
             let web = cri.pod()?.run("web", "sleep 1000")?;
-            let exec = ExecRequest {
-                container_id: web.id.clone(),
-                cmd: vec!["true".into()],
-                stdout: true,
-                ..ExecRequest::default()
-            };
-            refused(cri.exec(exec), Code::Unimplemented, &["Exec"])?;
-            let attach = AttachRequest {
-                container_id: web.id.clone(),
-                stdout: true,
-                ..AttachRequest::default()
-            };
-            refused(cri.attach(attach), Code::Unimplemented, &["Attach"])?;
-            let forward = PortForwardRequest {
-                pod_sandbox_id: "x".into(),
-                port: vec![80],
-            };
-            refused(cri.port_forward(forward), Code::Unimplemented, &["PortForward"])?;
             let checkpoint = CheckpointContainerRequest {
                 container_id: web.id.clone(),
                 location: "/tmp/x.tar".into(),

@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 use anyhow::ensure;
 
 use crate::cri::proto::*;
-use crate::cri::{Cri, Setup, check, names, only_ours};
+use crate::cri::{Client, Cri, Setup, check, names, only_ours, place};
 use crate::registry::Result;
 use crate::test;
+use crate::wait::until;
 
 /// The server doesn't start with this configuration, and its last words name these.
 fn refused(cri: &Cri<'_>, text: &str, parts: &[&str]) -> Result {
@@ -151,6 +154,115 @@ test!(
             let status = cri.command()?.arg("--config").arg(cri.config()).status()?;
             ensure!(status.code() == Some(1), "a second server: {status}");
             names(&fs::read_to_string(cri.log())?, &["another rtc-cri runs there"])
+        })
+    }
+);
+
+test!(
+    fn who_is_not_on_the_list_is_not_served(t: &Test) -> Result {
+        only_ours(t)?;
+        let setup = Setup {
+            keys: "socket_gid = 1234\nallowed_uids = [4321]\nallowed_gids = [77]".into(),
+            ..Setup::default()
+        };
+        setup.with(t, |cri| {
+            // Where everybody can come.
+            let socket = "/run/rtc-cri/s";
+            fs::write(socket, "")?;
+            place::busybox(&["mount", "-o", "bind", &cri.socket().to_string_lossy(), socket])?;
+            let crictl = "/run/rtc-cri/crictl";
+            fs::copy(cri.peer_file("cri-tools/bin/crictl"), crictl)?;
+            let is_served = |uid: u32, gid: u32| -> Result<bool> {
+                let output = Command::new(crictl)
+                    .args([
+                        "--runtime-endpoint",
+                        "unix:///run/rtc-cri/s",
+                        "--timeout",
+                        "3s",
+                        "version",
+                    ])
+                    .uid(uid)
+                    .gid(gid)
+                    .current_dir("/")
+                    .output()?;
+                Ok(output.status.success())
+            };
+            // The socket's mode lets the first two in.
+            let served = [is_served(4321, 1234)?, is_served(4322, 1234)?, is_served(0, 0)?];
+            place::busybox(&["umount", socket])?;
+            fs::remove_file(socket)?;
+            fs::remove_file(crictl)?;
+            ensure!(served == [true, false, true], "{served:?}");
+            names(
+                &fs::read_to_string(cri.log())?,
+                &["a client of uid 4322, gid 1234 is refused"],
+            )
+        })
+    }
+);
+
+test!(
+    fn it_serves_with_no_configuration_at_all(t: &Test) -> Result {
+        only_ours(t)?;
+        place::enter()?;
+        let cri = Cri::configured(t, Setup::default())?;
+        let place = "/etc/rtc-cri";
+        if fs::exists(place)? {
+            place::busybox(&["mount", "-t", "tmpfs", "none", place])?;
+        }
+        let mut child = cri
+            .command()?
+            .env("PATH", t.shim.parent().unwrap_or(place.as_ref()))
+            .spawn()?;
+        let client = Client::new("/run/rtc-cri/rtc-cri.sock".as_ref())?;
+        let served = until("the server to answer", || {
+            ensure!(child.try_wait()?.is_none(), "it ended: {}", cri.last_words());
+            Ok(client.version(VersionRequest::default()).ok())
+        });
+        let status = client.status(StatusRequest { verbose: true });
+        client.hang_up();
+        let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        let ended = child.wait()?;
+        served?;
+        ensure!(ended.success(), "{ended}: {}", cri.last_words());
+        let status = check("Status", status)?;
+        let condition = |name: &str| {
+            let conditions = status.status.iter().flat_map(|status| &status.conditions);
+            conditions
+                .clone()
+                .any(|condition| condition.r#type == name && condition.status)
+        };
+        ensure!(condition("RuntimeReady"), "{status:?}");
+        names(&status.info["config"], &["/var/lib/rtc-cri", "/etc/cni/net.d"])
+    }
+);
+
+test!(
+    fn a_handler_whose_runtime_comes_later_is_asked_again(t: &Test) -> Result {
+        only_ours(t)?;
+        let runtime = t.path("late");
+        let setup = Setup {
+            tables: format!("[handlers.late]\nbinary = \"{}\"", runtime.display()),
+            ..Setup::default()
+        };
+        setup.with(t, |cri| {
+            let has_rro = || -> Result<bool> {
+                let status = check("Status", cri.status(StatusRequest::default()))?;
+                let all = &status.runtime_handlers;
+                ensure!(all.len() == 3, "{all:?}");
+                let late = all.iter().find(|handler| handler.name == "late");
+                let features = late.and_then(|handler| handler.features);
+                Ok(features.is_some_and(|features| features.recursive_read_only_mounts))
+            };
+            ensure!(!has_rro()?, "of a runtime that is not there");
+            fs::write(
+                &runtime,
+                "#!/bin/busybox sh\necho '{\"ociVersionMin\": \"1.0.0\", \"ociVersionMax\": \"1.2.0\", \"mountOptions\": [\"rro\"]}'\n",
+            )?;
+            fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755))?;
+            ensure!(has_rro()?, "it was not asked again");
+            Ok(())
         })
     }
 );

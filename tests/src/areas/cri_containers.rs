@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
@@ -240,7 +241,7 @@ test!(
                     timeout: 100_000,
                 };
                 let slow = tokio::spawn(async move { client.stop_container(request).await });
-                tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+                tokio::time::sleep(Duration::from_millis(300)).await;
                 let mut client = cri.runtime();
                 let request = StopContainerRequest {
                     container_id: deaf.id.clone(),
@@ -614,6 +615,39 @@ test!(
                 );
             }
             Ok(())
+        })
+    }
+);
+
+test!(
+    fn hundreds_of_stops_in_their_grace_hold_up_no_other_call(t: &Test) -> Result {
+        with(t, |cri| {
+            let pod = cri.pod()?;
+            let web = pod.run("web", "trap '' TERM; echo ready; while :; do sleep 1; done")?;
+            web.logged("ready")?;
+            let other = cri.another_client()?;
+            let client = other.runtime();
+            other.wait(async {
+                let mut stops = tokio::task::JoinSet::new();
+                for _ in 0..400 {
+                    let mut client = client.clone();
+                    let request = StopContainerRequest {
+                        container_id: web.id.clone(),
+                        timeout: 1000,
+                    };
+                    stops.spawn(async move { client.stop_container(request).await });
+                }
+                // They are all sent before it.
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                let status = client.clone();
+                let status =
+                    tokio::spawn(async move { status.clone().status(StatusRequest::default()).await });
+                let status = tokio::time::timeout(Duration::from_secs(20), status).await;
+                status.context("Status waits for the stops")???;
+                Ok::<(), anyhow::Error>(())
+            })?;
+            other.hang_up();
+            web.stop(0)
         })
     }
 );

@@ -1,5 +1,6 @@
 //! GetContainerEvents: what happens, told to whoever listens, in order.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -106,6 +107,44 @@ test!(
             other.hang_up();
             let web = cri.pod()?.run("web", "true")?;
             next(&one, &mut of_one, &web.id)?;
+            Ok(())
+        })
+    }
+);
+
+test!(
+    fn who_listens_and_does_not_read_costs_bounded_memory_and_holds_up_nobody(t: &Test) -> Result {
+        with(t, |cri| {
+            let (slow, quick) = (cri.another_client()?, cri.another_client()?);
+            let pod = cri.pod_with(|config| {
+                // In each event of the pod: more than a connection takes unread.
+                config.annotations.insert("large".into(), "x".repeat(100 << 10));
+            })?;
+            let resident = || -> Result<u64> {
+                let status = fs::read_to_string(format!("/proc/{}/status", cri.pid()?))?;
+                let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+                let number = line.and_then(|line| line.split_whitespace().next());
+                Ok(number.context("VmRSS")?.parse()?)
+            };
+            pod.create(pod.container_config("first", "true")?)?.remove()?;
+            let before = resident()?;
+            let mut unread = listen(&slow)?;
+            let mut read = listen(&quick)?;
+            for number in 0..25 {
+                let web = pod.create(pod.container_config(&format!("web{number}"), "true")?)?;
+                web.remove()?;
+                for _ in 0..2 {
+                    next(&quick, &mut read, &web.id)?;
+                }
+            }
+            let grown = resident()?.saturating_sub(before);
+            ensure!(grown < 64 << 10, "{grown} KiB more");
+            // What waited for it is there.
+            let first = slow.wait(unread.message())?.context("no event")?;
+            ensure!(
+                first.container_event_type() == ContainerEventType::ContainerCreatedEvent,
+                "{first:?}"
+            );
             Ok(())
         })
     }

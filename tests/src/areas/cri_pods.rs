@@ -3,9 +3,10 @@
 use std::fs;
 
 use anyhow::{Context, ensure};
+use nix::sys::signal::Signal;
 
 use crate::cri::proto::*;
-use crate::cri::{Code, Cri, check, namespaces, only_ours, refused, with};
+use crate::cri::{Code, Cri, check, namespaces, only_ours, place, refused, with};
 use crate::host::process;
 use crate::registry::Result;
 use crate::test;
@@ -420,6 +421,36 @@ test!(
                 }
                 Ok(())
             })
+        })
+    }
+);
+
+test!(
+    fn a_pod_is_stopped_though_nothing_can_be_written_down(t: &Test) -> Result {
+        only_ours(t)?;
+        with(t, |cri| {
+            cri.signal(Signal::SIGTERM)?;
+            let state = cri.state().display().to_string();
+            place::busybox(&["mount", "-t", "tmpfs", "-o", "size=4m,mode=711", "state", &state])?;
+            cri.start_server()?;
+            let pod = cri.pod()?;
+            let web = pod.run("web", "sleep 1000")?;
+            let filler = cri.state().join("filler");
+            let full = fs::write(&filler, vec![0; 8 << 20]);
+            ensure!(full.is_err(), "there is room");
+            // All is ended; that it could not be written down is said, once.
+            if pod.stop().is_err() {
+                pod.stop()?;
+            }
+            ensure!(pod.status()?.state() == PodSandboxState::SandboxNotready);
+            web.is(ContainerState::ContainerExited)?;
+            ensure!(!fs::exists(format!("/run/netns/rtc-{}", pod.id))?);
+            fs::remove_file(&filler)?;
+            pod.remove()?;
+            ensure!(cri.containers()?.is_empty());
+            cri.signal(Signal::SIGTERM)?;
+            place::busybox(&["umount", "-l", &state])?;
+            cri.start_server()
         })
     }
 );

@@ -128,9 +128,41 @@ test!(
                         }
                     }
                 });
-                let id = pull(cri, &format!("registry.test/app:{tag}")).with_context(|| format!("app:{tag}"))?;
+                let id =
+                    pull(cri, &format!("registry.test/app:{tag}")).with_context(|| format!("app:{tag}"))?;
                 ensure!(id == pushed.config, "the id");
             }
+            Ok(())
+        })
+    }
+);
+
+test!(
+    fn a_host_that_gave_what_was_wrong_is_asked_again_where_no_other_has_it(t: &Test) -> Result {
+        puller().with(t, |cri| {
+            only_ours(t)?;
+            let (mirror, itself) = (ImageRegistry::start()?, ImageRegistry::start()?);
+            let text = format!(
+                "server = \"http://{}\"\n[host.\"http://{}\"]\n",
+                itself.address(),
+                mirror.address()
+            );
+            hosts(cri, "registry.test", &text)?;
+            let pushed = mirror.push("app", "1", LAYERS);
+            itself.push("app", "1", LAYERS);
+            // Wrong once for the manifest; the layer is nowhere else.
+            let mut wrong = true;
+            mirror.misbehave(move |request, reply| {
+                if request.path.contains("/manifests/") && std::mem::take(&mut wrong) {
+                    reply.become_status(418);
+                }
+            });
+            itself.misbehave(|request, reply| {
+                if request.is_blob() {
+                    reply.become_status(404);
+                }
+            });
+            ensure!(pull(cri, "registry.test/app:1")? == pushed.config, "the id");
             Ok(())
         })
     }

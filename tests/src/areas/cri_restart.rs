@@ -279,3 +279,40 @@ test!(
         })
     }
 );
+
+test!(
+    fn a_pod_whose_record_is_lost_is_removed_with_all_that_it_has(t: &Test) -> Result {
+        only_ours(t)?;
+        with(t, |cri| {
+            let kept = cri.pod()?;
+            let lost = cri.pod()?;
+            let web = lost.run("web", "sleep 1000")?;
+            restart(cri, Signal::SIGKILL, || {
+                let path = cri.state().join("sandboxes.journal");
+                let lines = fs::read_to_string(&path)?;
+                let others = lines.lines().filter(|line| !line.contains(&lost.id));
+                let others: String = others.flat_map(|line| [line, "\n"]).collect();
+                Ok(fs::write(&path, others)?)
+            })?;
+            ensure!(kept.status()?.state() == PodSandboxState::SandboxReady);
+            let list = check(
+                "ListPodSandbox",
+                cri.list_pod_sandbox(ListPodSandboxRequest::default()),
+            )?;
+            ensure!(list.items.len() == 1, "{list:?}");
+            web.ended()?;
+            web.remove()?;
+            for left in [
+                cri.state().join("sandboxes").join(&lost.id),
+                cri.state().join("s").join(&lost.id[..24]),
+                format!("/run/netns/rtc-{}", lost.id).into(),
+            ] {
+                until(&format!("{} to go", left.display()), || {
+                    Ok((!left.exists()).then_some(()))
+                })?;
+            }
+            ensure!(fs::exists(format!("/run/netns/rtc-{}", kept.id))?);
+            Ok(())
+        })
+    }
+);

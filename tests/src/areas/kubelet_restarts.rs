@@ -10,8 +10,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
+use crate::cri::only_ours;
 use crate::image_registry::ImageRegistry;
-use crate::kubelet::{Node, STAY, Setup, busybox, busybox_with, manifest, names, patience, with};
+use crate::kubelet::{Backend, Node, STAY, Setup, busybox, busybox_with, manifest, names, patience, with};
 use crate::registry::Result;
 use crate::test;
 use crate::wait::{until, within};
@@ -213,6 +214,47 @@ test!(
             ensure!(images()?.contains("busybox"), "{}", images()?);
             let after = node.until_up("user")?;
             ensure!(after.id("main")? == pod.id("main")?);
+            Ok(())
+        })
+    }
+);
+
+/// The node goes over to another server as docs/kubernetes.md says: without the kubelet, and with nothing left of the old.
+fn go_over(node: &Node<'_>, to: Backend) -> Result {
+    node.stop_kubelet()?;
+    node.crictl(&["rmp", "--force", "--all"])?.ok()?;
+    ensure!(node.addresses().is_empty(), "{:?}", node.addresses());
+    until("the shims to go", || Ok(node.shims().is_empty().then_some(())))?;
+    node.change_server(to)?;
+    node.start_kubelet()
+}
+
+test!(
+    fn a_node_goes_over_from_containerd_and_back_and_its_pods_keep_their_volumes(t: &Test) -> Result {
+        only_ours(t)?;
+        Setup::default().with_backend(t, Backend::Containerd, |node| {
+            let note = format!("echo $((1 + $(cat /scratch/count || echo 0))) >/scratch/count; {STAY}");
+            let mounted = json!({"volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}]});
+            let spec = json!({
+                "volumes": [{"name": "scratch", "emptyDir": {}}],
+                "containers": [busybox_with("main", &note, &mounted)],
+            });
+            let before = node.up("swapped", spec)?;
+            for (to, count) in [(Backend::RtcCri, "2"), (Backend::Containerd, "3")] {
+                go_over(node, to)?;
+                let kind = if to == Backend::RtcCri {
+                    "rtc://"
+                } else {
+                    "containerd://"
+                };
+                let after = node.until_pod("swapped", "up on the other server", |pod| {
+                    let id = pod.container("main")["containerID"].as_str().unwrap_or_default();
+                    pod.is_up() && id.starts_with(kind)
+                })?;
+                ensure!(after.uid() == before.uid(), "another pod");
+                let found = node.exec(&after, "main", "cat /scratch/count")?;
+                ensure!(found == count, "{found} starts");
+            }
             Ok(())
         })
     }

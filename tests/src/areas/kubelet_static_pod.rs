@@ -16,7 +16,7 @@ use crate::host::process;
 use crate::kubelet::{BUSYBOX, Backend, NETNS, NODE_IP, Node, Setup, StaticPod, names, patience, with};
 use crate::registry::Result;
 use crate::test;
-use crate::wait::within;
+use crate::wait::{until, within};
 
 /// Ends at once when it is told to, and says something meanwhile.
 const MAIN: &str = "trap 'exit 0' TERM; echo hello; echo trouble >&2; n=0; \
@@ -77,7 +77,10 @@ fn the_cgroup_is_the_kubelets(node: &Node<'_>, pod: &StaticPod) -> Result<Cgroup
 /// The log where the kubelet looks for it, in the format that it reads.
 fn the_log_is_the_kubelets(node: &Node<'_>, pod: &StaticPod) -> Result {
     let path = node.log_path(pod, "main", pod.restarts("main"));
-    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+    let text = until("the first lines", || {
+        let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+        Ok(text.contains("trouble\n").then_some(text))
+    })?;
     for line in text.lines() {
         let fields: Vec<&str> = line.splitn(4, ' ').collect();
         let right = fields.len() == 4

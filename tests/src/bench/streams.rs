@@ -49,7 +49,6 @@ pub(super) fn measure(columns: &mut [Column<'_>]) -> Result {
                         speed(|| out(web, &["sh", "-c", &source()]))?,
                     );
                     add("Exec's output, CPU ms per 100 MB", part(column.cpu() - cpu));
-                    add("Exec's input, MB/s", speed(|| into(web))?);
                     let cpu = column.cpu();
                     add("PortForward's output, MB/s", speed(|| forwarded(pod))?);
                     add(
@@ -105,11 +104,10 @@ fn part(cpu: f64) -> f64 {
 }
 
 /// Exec, connected.
-fn exec(web: &Container<'_, '_>, cmd: &[&str], stdin: bool) -> Result<Spdy> {
+fn exec(web: &Container<'_, '_>, cmd: &[&str]) -> Result<Spdy> {
     let request = ExecRequest {
         container_id: web.id.clone(),
         cmd: cmd.iter().map(|&word| word.to_owned()).collect(),
-        stdin,
         stdout: true,
         ..ExecRequest::default()
     };
@@ -119,25 +117,10 @@ fn exec(web: &Container<'_, '_>, cmd: &[&str], stdin: bool) -> Result<Spdy> {
 
 /// Runs a command to its end; how many bytes it printed.
 fn out(web: &Container<'_, '_>, cmd: &[&str]) -> Result<usize> {
-    let mut client = exec(web, cmd, false)?;
+    let mut client = exec(web, cmd)?;
     let error = client.stream(&[("streamtype", "error")])?;
     client.stream(&[("streamtype", "stdout")])?;
     until_closed(&mut client, error)
-}
-
-/// Gives a command its input; how many bytes that were.
-fn into(web: &Container<'_, '_>) -> Result<usize> {
-    let mut client = exec(web, &["sh", "-c", "cat >/dev/null"], true)?;
-    let error = client.stream(&[("streamtype", "error")])?;
-    let stdin = client.stream(&[("streamtype", "stdin")])?;
-    client.stream(&[("streamtype", "stdout")])?;
-    let piece = vec![0; 32 << 10];
-    for _ in 0..(MIB << 20) / piece.len() {
-        client.send(stdin, &piece)?;
-    }
-    client.fin(stdin)?;
-    until_closed(&mut client, error)?;
-    Ok(MIB << 20)
 }
 
 /// Reads until the error stream has its end; how many bytes came on the others.

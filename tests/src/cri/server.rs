@@ -18,7 +18,7 @@ use crate::containerd::peers;
 use crate::host::{cgroup::Cgroup, process};
 use crate::output::Output;
 use crate::registry::Result;
-use crate::test::Test;
+use crate::test::{Rtc, Test};
 use crate::wait;
 
 /// Where the registry of the peers listens, in the test's own network.
@@ -336,6 +336,11 @@ impl<'t> Cri<'t> {
 
     /// `crictl ARGS`, to its end.
     pub(crate) fn crictl(&self, args: &[&str]) -> Result<Output> {
+        self.crictl_command(args).run()
+    }
+
+    /// `crictl ARGS`, to be started.
+    pub(crate) fn crictl_command(&self, args: &[&str]) -> Rtc<'_> {
         let endpoint = format!("unix://{}", self.socket().display());
         let options = [
             "--runtime-endpoint",
@@ -349,7 +354,7 @@ impl<'t> Cri<'t> {
             .t
             .bare(options)
             .program(self.peer_file("cri-tools/bin/crictl"));
-        command.args(args).run()
+        command.args(args)
     }
 
     /// RunPodSandbox with the usual configuration.

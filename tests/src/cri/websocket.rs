@@ -109,6 +109,11 @@ impl WebSocket {
         Ok(Self(stream))
     }
 
+    /// The socket itself.
+    pub(crate) fn socket(&self) -> &TcpStream {
+        &self.0
+    }
+
     /// Sends bytes that are no frame, perhaps.
     pub(crate) fn raw(&mut self, bytes: &[u8]) -> Result {
         Ok(self.0.write_all(bytes)?)

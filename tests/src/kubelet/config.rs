@@ -13,6 +13,8 @@ pub(crate) struct Setup {
     pub(crate) kubelet: String,
     /// The kubelet's feature gates: `ImageVolume: true`.
     pub(crate) gates: Vec<&'static str>,
+    /// The server and its shims are in a cgroup of their own.
+    pub(crate) server_cgroup: bool,
 }
 
 impl Node<'_> {
@@ -49,13 +51,20 @@ impl Node<'_> {
             ),
         )?;
         self.configure_kubelet(&self.setup)?;
+        self.configure_server()
+    }
+
+    /// The CRI server's configuration, and a shim where it looks for one.
+    pub(super) fn configure_server(&self) -> Result {
         fs::write(self.file("server.toml"), self.server_configuration())?;
-        if self.backend != Backend::Containerd {
-            // Under containerd a shim of the name that its systemd driver is bound to.
-            let shim = self.directory.join("bin").join(match self.backend {
-                Backend::RtcCri => "containerd-shim-rtc-v2",
-                _ => "containerd-shim-runc-v2",
-            });
+        // Under containerd the shim under test has the name that its systemd driver is bound to.
+        let name = match self.backend() {
+            Backend::RtcCri => "containerd-shim-rtc-v2",
+            Backend::ContainerdWithShim => "containerd-shim-runc-v2",
+            Backend::Containerd => return Ok(()),
+        };
+        let shim = self.directory.join("bin").join(name);
+        if !shim.exists() {
             symlink(&self.t.shim, shim)?;
         }
         Ok(())
@@ -63,7 +72,7 @@ impl Node<'_> {
 
     /// The kubelet's configuration; it is read at its next start.
     pub(crate) fn configure_kubelet(&self, setup: &Setup) -> Result {
-        let (directory, socket) = (self.directory.display(), self.backend.socket());
+        let (directory, socket) = (self.directory.display(), self.backend().socket());
         let gates: String = setup.gates.iter().map(|gate| format!("  {gate}\n")).collect();
         let (driver, root) = match self.driver {
             Driver::Systemd => ("systemd", "/"),
@@ -109,13 +118,17 @@ impl Node<'_> {
     fn server_configuration(&self) -> String {
         let (directory, peers) = (self.directory.display(), self.peers.display());
         let driver = self.driver;
-        if self.backend == Backend::RtcCri {
+        if self.backend() == Backend::RtcCri {
             let cgroups = match driver {
                 Driver::Systemd => String::new(),
-                Driver::Cgroupfs => format!(
-                    "cgroup_driver = \"cgroupfs\"\nshim_cgroup = \"{}/shims\"\n",
-                    self.t.cgroup.path
-                ),
+                Driver::Cgroupfs => {
+                    let above = if self.setup.server_cgroup {
+                        self.server_cgroup().path
+                    } else {
+                        self.t.cgroup.path.clone()
+                    };
+                    format!("cgroup_driver = \"cgroupfs\"\nshim_cgroup = \"{above}/shims\"\n")
+                }
             };
             return format!(
                 "shim = \"{directory}/bin/containerd-shim-rtc-v2\"\n{cgroups}\
@@ -127,7 +140,7 @@ impl Node<'_> {
             "plugins.\"io.containerd.cri.v1.images\"",
             "plugins.\"io.containerd.cri.v1.runtime\"",
         );
-        let shim = if self.backend == Backend::Containerd {
+        let shim = if self.backend() == Backend::Containerd {
             String::new()
         } else {
             format!("  runtime_path = \"{directory}/bin/containerd-shim-runc-v2\"\n")

@@ -17,11 +17,12 @@
 //! `kubepods.slice`, whose name is part of what is shown: one node runs at a time. Which kubelet, driver and server is an
 //! option of `rtc-tests`. What the body leaves is withdrawn; then nothing may be left of any pod.
 
+mod bench;
 mod config;
 mod place;
 mod pod;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -43,6 +44,7 @@ use crate::registry::Result;
 use crate::test::Test;
 use crate::wait::{until, within};
 
+pub(crate) use bench::main as bench;
 pub(crate) use config::Setup;
 pub(crate) use pod::{BUSYBOX, Pod as StaticPod, STAY, busybox, busybox_with, manifest};
 
@@ -102,7 +104,7 @@ impl Backend {
 /// A running node.
 pub(crate) struct Node<'t> {
     pub(crate) t: &'t Test,
-    pub(crate) backend: Backend,
+    backend: Cell<Backend>,
     pub(crate) driver: Driver,
     setup: Setup,
     peers: PathBuf,
@@ -197,7 +199,7 @@ impl<'t> Node<'t> {
         };
         Ok(Self {
             t,
-            backend,
+            backend: Cell::new(backend),
             driver,
             setup,
             peers,
@@ -224,6 +226,20 @@ impl<'t> Node<'t> {
         self.start_kubelet()
     }
 
+    /// The CRI server that it has.
+    pub(crate) fn backend(&self) -> Backend {
+        self.backend.get()
+    }
+
+    /// Ends the CRI server, and starts another in its place; the kubelet's next start finds it.
+    pub(crate) fn change_server(&self, backend: Backend) -> Result {
+        self.stop_server(Signal::SIGTERM)?;
+        self.backend.set(backend);
+        self.configure_server()?;
+        self.configure_kubelet(&self.setup)?;
+        self.start_server()
+    }
+
     /// A file of the node's.
     pub(crate) fn file(&self, name: &str) -> String {
         self.directory.join(name).to_string_lossy().into_owned()
@@ -231,19 +247,53 @@ impl<'t> Node<'t> {
 
     /// Starts the CRI server, and waits until it answers.
     pub(crate) fn start_server(&self) -> Result {
-        let program = match self.backend {
+        let program = match self.backend() {
             Backend::RtcCri => self.t.cri.clone(),
             _ => self.peers.join("containerd-2.4/bin/containerd"),
         };
         ensure!(program.is_absolute(), "no rtc-cri: --cri PATH");
         let config = self.file("server.toml");
-        let child = self.spawn("server", &program, &["--config".as_ref(), config.as_ref()])?;
+        let child = if self.setup.server_cgroup {
+            place::make_cgroup(&self.server_cgroup())?;
+            let procs = self.server_cgroup().directories()?;
+            let procs: Vec<_> = procs
+                .iter()
+                .map(|each| each.join("cgroup.procs").display().to_string())
+                .collect();
+            let enter = format!(
+                "for procs in {}; do echo $$ >$procs; done; exec \"$@\"",
+                procs.join(" ")
+            );
+            let args = ["sh", "-c", &enter, "sh"].map(OsStr::new);
+            let own = [program.as_ref(), "--config".as_ref(), config.as_ref()];
+            self.spawn("server", Path::new("/bin/busybox"), &[&args[..], &own].concat())?
+        } else {
+            self.spawn("server", &program, &["--config".as_ref(), config.as_ref()])?
+        };
         let pid = child.id().cast_signed();
         *self.server.borrow_mut() = Some(child);
         within(patience(), "the CRI server to answer", || {
             ensure!(process::is_alive(pid), "the CRI server ended");
             Ok((self.crictl(&["version"])?.code == 0).then_some(()))
         })
+    }
+
+    /// Where the server is, with `Setup::server_cgroup`.
+    fn server_cgroup(&self) -> Cgroup {
+        Cgroup {
+            path: format!("{}/server", self.t.cgroup.path),
+        }
+    }
+
+    fn server_pid(&self) -> Result<i32> {
+        let server = self.server.borrow();
+        Ok(server.as_ref().context("no CRI server runs")?.id().cast_signed())
+    }
+
+    fn kubelet_pid(&self) -> Result<i32> {
+        let others = self.others.borrow();
+        let kubelet = others.iter().find(|(name, _)| *name == "kubelet");
+        Ok(kubelet.context("no kubelet runs")?.1.id().cast_signed())
     }
 
     /// Ends the CRI server by this signal; what it started goes on.
@@ -314,7 +364,7 @@ impl<'t> Node<'t> {
 
     /// `crictl ARGS`, to its end.
     pub(crate) fn crictl(&self, args: &[&str]) -> Result<Output> {
-        let endpoint = format!("unix://{}", self.backend.socket());
+        let endpoint = format!("unix://{}", self.backend().socket());
         let options = ["--runtime-endpoint", &endpoint, "--timeout", "60s"];
         let command = self
             .t
@@ -431,7 +481,14 @@ impl<'t> Node<'t> {
 
     /// What the kubelet keeps for its next pods, and the server for its next shims.
     fn remove_cgroups(&self) -> Result {
-        for name in ["kubepods/besteffort", "kubepods/burstable", "kubepods", "shims"] {
+        for name in [
+            "kubepods/besteffort",
+            "kubepods/burstable",
+            "kubepods",
+            "shims",
+            "server/shims",
+            "server",
+        ] {
             let path = format!("{}/{name}", self.t.cgroup.path);
             for directory in (Cgroup { path }).directories()? {
                 fs::remove_dir(&directory).with_context(|| directory.display().to_string())?;
@@ -461,7 +518,7 @@ impl<'t> Node<'t> {
                 .map(|line| line.chars().take(LONGEST_LINE).collect())
                 .collect();
             let last = &lines[lines.len().saturating_sub(25)..];
-            let who = format!("{:?}, kubelet {}", self.backend, self.version);
+            let who = format!("{:?}, kubelet {}", self.backend(), self.version);
             format!("--- {name} ({who})\n{}\n", last.join("\n"))
         });
         logs.concat()

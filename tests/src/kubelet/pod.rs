@@ -221,7 +221,7 @@ impl Node<'_> {
         Ok(Cgroup {
             path: match self.driver {
                 Driver::Cgroupfs => format!("{parent}/{id}"),
-                Driver::Systemd => format!("{parent}/{}-{id}.scope", self.backend.scope_prefix()),
+                Driver::Systemd => format!("{parent}/{}-{id}.scope", self.backend().scope_prefix()),
             },
         })
     }

@@ -25,6 +25,8 @@ use super::hosts::{Host, Scheme};
 use super::names::Names;
 use super::proxy::{Kind, Proxies};
 
+/// A manifest, a configuration or a token: at most some megabytes.
+const WHOLE_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
 /// As Go's client has it.
 const MAX_REDIRECTS: usize = 10;
 const AGENT: &str = concat!("rtc-cri/", env!("CARGO_PKG_VERSION"));
@@ -170,11 +172,7 @@ impl Client {
         let headers = request.headers_mut();
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
         headers.extend(ask.headers.clone());
-        if uri
-            .authority()
-            .is_some_and(|authority| authority.as_str() == self.authority)
-            && secrets
-        {
+        if secrets && self.is_own(uri) {
             for (name, value) in &self.headers {
                 // What the flow of tokens found wins over a fixed header.
                 if name != AUTHORIZATION || !headers.contains_key(AUTHORIZATION) {
@@ -193,6 +191,15 @@ impl Client {
             headers.insert(PROXY_AUTHORIZATION, basic);
         }
         Ok(request)
+    }
+
+    /// Whether it is of this host as it is spoken to: by the same scheme, too.
+    fn is_own(&self, uri: &Uri) -> bool {
+        let base = self.base();
+        let own = base.split_once("://");
+        uri.scheme_str()
+            .zip(uri.authority().map(hyper::http::uri::Authority::as_str))
+            == own
     }
 
     /// Whether the other side of `HttpsThenHttp` speaks no TLS.
@@ -229,8 +236,16 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// It has more than `most` bytes; it did not come whole.
-    pub(super) async fn whole(&self, mut body: Incoming, most: usize) -> Result<Vec<u8>, Failure> {
+    /// It has more than `most` bytes; it did not come whole, or not in time.
+    pub(super) async fn whole(&self, body: Incoming, most: usize) -> Result<Vec<u8>, Failure> {
+        // However little comes at a time.
+        let limit = self.stall.max(WHOLE_TIMEOUT);
+        let whole = tokio::time::timeout(limit, self.read_whole(body, most));
+        let late = || Failure::Broken(format!("it did not come whole in {} s", limit.as_secs()));
+        whole.await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn read_whole(&self, mut body: Incoming, most: usize) -> Result<Vec<u8>, Failure> {
         let mut all = Vec::new();
         while let Some(bytes) = self.next(&mut body).await? {
             if all.len() + bytes.len() > most {
@@ -338,6 +353,64 @@ mod tests {
 
     fn uri(text: &str) -> Uri {
         text.parse().unwrap()
+    }
+
+    fn client(scheme: Scheme, authority: &str) -> Client {
+        let host = Host {
+            scheme,
+            authority: authority.into(),
+            path: "/v2".into(),
+            resolve: true,
+            pull: true,
+            upstream: true,
+            tls: super::super::hosts::TlsFiles::default(),
+            headers: vec![("x-secret".into(), "s".into())],
+            dial_timeout: Duration::from_secs(5),
+            source: String::new(),
+        };
+        let proxies = Arc::new(Proxies::read(|_| None));
+        Client::new(&host, &Names::new().unwrap(), &proxies, Duration::from_secs(1)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn headers_of_a_host_go_to_it_by_its_scheme_only() {
+        let client = client(Scheme::Https, "a.example:5000");
+        let sent = |address: &str| {
+            let ask = Ask::new(Method::GET, uri(address));
+            let request = client.request(&ask, &Method::GET, &ask.uri, true).unwrap();
+            request.headers().contains_key("x-secret")
+        };
+        assert!(sent("https://a.example:5000/v2/"));
+        for other in ["http://a.example:5000/token", "https://a.example/token"] {
+            assert!(!sent(other), "{other}");
+        }
+        client.plain.store(true, Ordering::Relaxed);
+        assert!(sent("https://a.example:5000/v2/"));
+    }
+
+    #[tokio::test]
+    async fn a_small_answer_that_trickles_is_given_up() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            use std::io::{Read as _, Write as _};
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let mut piece = &b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n"[..];
+            while stream.write_all(piece).is_ok() {
+                piece = b"x";
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let client = client(Scheme::Http, &address);
+        let ask = Ask::new(Method::GET, uri(&format!("http://{address}/v2/")));
+        let response = client.send(ask).await.unwrap();
+        let failure = client.whole(response.into_body(), 1 << 20).await.unwrap_err();
+        assert!(
+            failure.to_string().contains("did not come whole in 2 s"),
+            "{failure}"
+        );
+        assert!(failure.passes());
     }
 
     #[test]

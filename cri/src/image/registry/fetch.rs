@@ -6,40 +6,38 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderName, HeaderValue, RANGE};
+use hyper::header::{ACCEPT, HeaderMap, HeaderValue, RANGE};
 use hyper::{Method, Response, StatusCode};
 use oci_spec::image::{Descriptor, Digest};
 
 use super::Failure;
 use super::auth::{Authorizer, Given, retry_after, said};
+use super::blob::Blob;
 use super::client::{Ask, Client, parse_uri};
-use super::digest::{self, Verifier};
+use super::digest;
 use super::hosts::{self, Host};
 use super::manifest::{self, MAX_DOCUMENT};
 use super::names::Names;
 use super::proxy::Proxies;
 use super::rounds::{Rounds, Step};
 use crate::error::{Error, Kind, Result};
+use crate::image::Wanted;
 use crate::image::progress::Progress;
 use crate::image::reference::{Object, Reference};
-use crate::image::{Wanted, Writer};
 use crate::locked;
 use crate::log;
-
-/// A layer that several hosts give parts of, of which some are wrong, is begun anew so often.
-const MAX_RESTARTS: u32 = 4;
 
 /// A registry, as one pull sees it.
 pub(crate) struct Registry {
     reference: Reference,
     hosts: Vec<Served>,
-    /// Names of hosts that gave what was wrong or could not be reached: asked no more while there are others.
+    /// Hosts, by number, that gave what was wrong or could not be reached: the others are asked first.
     out: Mutex<BTreeMap<usize, Failure>>,
 }
 
-struct Served {
+pub(super) struct Served {
     host: Host,
-    client: Client,
+    pub(super) client: Client,
     authorizer: Authorizer,
 }
 
@@ -118,7 +116,10 @@ impl Registry {
         loop {
             let (at, served) = self.next(&mut rounds).await?;
             match self.resolve_at(served, &path, by_digest.as_ref(), ask_only).await {
-                Ok(resolved) => return Ok(resolved),
+                Ok(resolved) => {
+                    self.succeeded_at(at);
+                    return Ok(resolved);
+                }
                 Err(failure) => self.failed_at(&mut rounds, at, failure),
             }
         }
@@ -197,7 +198,10 @@ impl Registry {
         loop {
             let (at, served) = self.next(&mut rounds).await?;
             match served.document(&self.reference, path, digest).await {
-                Ok(content) => return Ok(content),
+                Ok(content) => {
+                    self.succeeded_at(at);
+                    return Ok(content);
+                }
                 Err(failure) => self.failed_at(&mut rounds, at, failure),
             }
         }
@@ -219,28 +223,14 @@ impl Registry {
             progress.here(descriptor.size(), 0);
             return Ok(());
         };
-        let verifier = Verifier::new(descriptor.digest());
-        let mut blob = Blob {
-            path: format!("blobs/{}", descriptor.digest()),
-            size: descriptor.size(),
-            taken: 0,
-            fresh: verifier.map_err(|failure| self.wrong(failure))?,
-            verifier: None,
-            source: None,
-            mixed: false,
-            unmixed: false,
-            restarts: 0,
-            layer: wanted,
-            progress,
-            kind,
-            writer: Some(writer),
-            refused: None,
-        };
+        let blob = Blob::new(descriptor, wanted, progress, writer);
+        let mut blob = blob.map_err(|failure| self.wrong(failure))?;
         let mut rounds = self.rounds(|host| host.pull)?;
         loop {
             let (at, served) = self.next(&mut rounds).await?;
             let before = blob.taken;
             let Err(failure) = blob.fetch(served, &self.reference).await else {
+                self.succeeded_at(at);
                 break;
             };
             if blob.taken > before {
@@ -268,7 +258,7 @@ impl Registry {
             );
             return Err(Error::text(Kind::FailedPrecondition, why));
         }
-        Ok(Rounds::new(self.without_out(&all)))
+        Ok(Rounds::new(self.in_turn(all)))
     }
 
     /// The host to ask now; waits where it has to.
@@ -307,10 +297,16 @@ impl Registry {
         locked(&self.out)
     }
 
-    fn without_out(&self, all: &[usize]) -> Vec<usize> {
+    /// Those that are out come last.
+    fn in_turn(&self, mut all: Vec<usize>) -> Vec<usize> {
         let out = self.out_locked();
-        let left: Vec<usize> = all.iter().copied().filter(|at| !out.contains_key(at)).collect();
-        if left.is_empty() { all.to_vec() } else { left }
+        all.sort_by_key(|at| out.contains_key(at));
+        all
+    }
+
+    /// What was asked of it came, and was right.
+    fn succeeded_at(&self, at: usize) {
+        self.out_locked().remove(&at);
     }
 
     /// What was downloaded is not what can be taken.
@@ -341,7 +337,7 @@ impl Registry {
 
 impl Served {
     /// Asks for what is at a path of the repository, from a byte on.
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         reference: &Reference,
         method: Method,
@@ -454,143 +450,4 @@ fn named_digest<B>(response: &Response<B>, asked: Option<&Digest>) -> Option<Dig
 fn parse_digest(text: &str) -> std::result::Result<Digest, Failure> {
     text.parse()
         .map_err(|error| Failure::wrong(format_args!("digest {text}: {error}")))
-}
-
-/// A layer on its way.
-struct Blob<'a> {
-    path: String,
-    /// Bytes, as the manifest says.
-    size: u64,
-    /// Bytes that the unpacker has.
-    taken: u64,
-    fresh: Verifier,
-    /// Of what was taken.
-    verifier: Option<Verifier>,
-    /// The host that the last bytes are from.
-    source: Option<String>,
-    /// The bytes are from several hosts.
-    mixed: bool,
-    /// Bytes from several were wrong: they are never mixed again, ...
-    unmixed: bool,
-    /// ... which began it anew so often.
-    restarts: u32,
-    layer: &'a Wanted,
-    progress: &'a Progress,
-    kind: &'a str,
-    writer: Option<Writer>,
-    /// The unpacker can't take it. Whose fault that is, its digest tells.
-    refused: Option<Error>,
-}
-
-impl Blob<'_> {
-    /// Goes on with it from a host, to its end.
-    async fn fetch(&mut self, served: &Served, reference: &Reference) -> std::result::Result<(), Failure> {
-        if self.taken < self.size || self.size == 0 {
-            let source = Some(served.client.base());
-            let anew = self.unmixed && self.taken > 0 && self.source != source;
-            if anew && self.restarts == MAX_RESTARTS {
-                let why = format_args!("{}: no host gives all of it", self.path);
-                return Err(Failure::wrong(why));
-            }
-            let from = if anew { 0 } else { self.taken };
-            let response = served.ask(reference, Method::GET, &self.path, from).await?;
-            if anew {
-                self.restarts += 1;
-                if !self.restart().await? {
-                    return Ok(());
-                }
-            }
-            let mut skip = self.begin(&response)?;
-            let mut body = response.into_body();
-            self.mixed |= self.taken > 0 && self.source != source;
-            self.source = source;
-            while let Some(bytes) = served.client.next(&mut body).await? {
-                self.take(&bytes, &mut skip).await?;
-            }
-        }
-        if self.taken < self.size {
-            let why = format!("{}: ended after {} of {} bytes", self.path, self.taken, self.size);
-            return Err(Failure::Broken(why));
-        }
-        let verifier = self.verifier.take().unwrap_or_else(|| self.fresh.clone());
-        let Err(failure) = verifier.finish() else {
-            return self.refused.take().map_or(Ok(()), |error| Err(error.into()));
-        };
-        // The unpacker has wrong bytes: another host has to begin at the beginning.
-        let mixed = std::mem::take(&mut self.mixed);
-        self.unmixed |= mixed;
-        if !self.restart().await? {
-            return Ok(());
-        }
-        // Which of several was wrong is not known.
-        Err(if mixed {
-            Failure::Broken(failure.to_string())
-        } else {
-            failure
-        })
-    }
-
-    /// It comes again, from its first byte. `false`: another pull has brought it.
-    async fn restart(&mut self) -> Result<bool> {
-        self.progress.lost(self.taken);
-        self.taken = 0;
-        (self.verifier, self.refused) = (None, None);
-        // The old one is gone before there is another.
-        self.writer = None;
-        self.writer = self.layer.begin(self.kind).await?;
-        Ok(self.writer.is_some())
-    }
-
-    /// How many bytes of the answer the unpacker has already.
-    fn begin<B>(&self, response: &Response<B>) -> std::result::Result<u64, Failure> {
-        let first = if response.status() == StatusCode::PARTIAL_CONTENT {
-            // `bytes 100-199/200`
-            let range = header(response, CONTENT_RANGE).and_then(|range| range.strip_prefix("bytes "));
-            let range = range.and_then(|range| range.split('-').next()?.parse().ok());
-            range.ok_or_else(|| Failure::wrong("206 Partial Content without a range"))?
-        } else {
-            0
-        };
-        if first > self.taken {
-            let why = format_args!("asked for bytes from {}, got those from {first}", self.taken);
-            return Err(Failure::wrong(why));
-        }
-        let length = header(response, CONTENT_LENGTH)
-            .and_then(|length| length.parse().ok())
-            .unwrap_or_default();
-        if first.saturating_add(length) > self.size {
-            let why = format_args!("{}: more than the {} bytes of the manifest", self.path, self.size);
-            return Err(Failure::wrong(why));
-        }
-        Ok(self.taken - first)
-    }
-
-    async fn take(&mut self, bytes: &[u8], skip: &mut u64) -> std::result::Result<(), Failure> {
-        let known = usize::try_from(*skip).unwrap_or(usize::MAX).min(bytes.len());
-        *skip -= known as u64;
-        let bytes = &bytes[known..];
-        if self.taken + bytes.len() as u64 > self.size {
-            let why = format_args!("{}: more than the {} bytes of the manifest", self.path, self.size);
-            return Err(Failure::wrong(why));
-        }
-        self.verifier
-            .get_or_insert_with(|| self.fresh.clone())
-            .update(bytes);
-        if let Some(writer) = &mut self.writer
-            && let Err(error) = writer.write(bytes).await
-        {
-            if error.kind == Kind::ResourceExhausted {
-                return Err(error.into());
-            }
-            self.writer = None;
-            self.refused = Some(error);
-        }
-        self.taken += bytes.len() as u64;
-        self.progress.came(bytes.len() as u64);
-        Ok(())
-    }
-}
-
-fn header<B>(response: &Response<B>, name: HeaderName) -> Option<&str> {
-    response.headers().get(name)?.to_str().ok()
 }

@@ -1,7 +1,8 @@
 //! The client of registries (OCI distribution-spec 1.1, "Pull"): what a pull downloads, and from where.
 //!
 //! ```text
-//! pull.rs --> fetch.rs     a registry's hosts in turn, retries, resumption; digests verified
+//! pull.rs --> fetch.rs     a registry's hosts in turn, retries; digests verified
+//!               blob.rs      a layer on its way: resumption, restarts
 //!               hosts.rs     which hosts: hosts.toml
 //!               auth.rs      credentials of the request -> Basic, or tokens
 //!               client.rs    HTTP to one host: requests, redirects
@@ -13,6 +14,7 @@
 //! secrets. Secrets are in types without Debug.
 
 pub(super) mod auth;
+mod blob;
 mod client;
 mod connect;
 pub(super) mod digest;

@@ -8,6 +8,7 @@
 mod channel;
 
 use std::borrow::Cow;
+use std::pin::pin;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -17,7 +18,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use hyper::body::Bytes;
 use sha1::{Digest as _, Sha1};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{Error, ProtocolError};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -36,6 +37,10 @@ const MESSAGE_MAX: usize = 4 << 20;
 const READ: usize = 64 << 10;
 /// How long a client may take to answer our Close, and to take it.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How often a client is pinged whose channel is not read. What it has sent is in the way of the end of its connection, if that
+/// has ended; but its kernel refuses the ping.
+const PING_EVERY: Duration = Duration::from_secs(5);
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -268,9 +273,10 @@ async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
 ) {
     let (mut sink, mut source) = socket.split();
     let codec = channels.protocol.codec;
+    let held = Notify::new();
     let end = tokio::select! {
-        end = read(&mut source, &mut channels) => end,
-        written = write(&mut sink, &mut outbox, codec, first) => match written {
+        end = read(&mut source, &mut channels, &held) => end,
+        written = write(&mut sink, &mut outbox, codec, first, &held) => match written {
             Ok(()) => Close::Done,
             Err(_) => Close::Gone,
         },
@@ -292,6 +298,7 @@ enum Close {
 async fn read<S: AsyncRead + AsyncWrite + Unpin>(
     source: &mut SplitStream<WebSocketStream<S>>,
     channels: &mut Channels,
+    held: &Notify,
 ) -> Close {
     loop {
         let message = match source.next().await {
@@ -306,7 +313,14 @@ async fn read<S: AsyncRead + AsyncWrite + Unpin>(
             Message::Close(_) => return Close::Gone,
             _ => continue,
         };
-        if let Err(Violation(why)) = channels.take(message).await {
+        let mut taking = pin!(channels.take(message));
+        let taken = loop {
+            tokio::select! {
+                taken = &mut taking => break taken,
+                () = tokio::time::sleep(PING_EVERY) => held.notify_one(),
+            }
+        };
+        if let Err(Violation(why)) = taken {
             return Close::Wrong(CloseCode::Protocol, why);
         }
     }
@@ -327,18 +341,26 @@ async fn write<S: AsyncRead + AsyncWrite + Unpin>(
     outbox: &mut Outbox,
     codec: Codec,
     first: Vec<(u8, Bytes)>,
+    held: &Notify,
 ) -> Result<(), Error> {
     for (channel, data) in first {
         sink.send(message(channel, &data, codec)).await?;
     }
-    while let Some((id, piece)) = outbox.next().await {
+    loop {
+        let next = tokio::select! {
+            next = outbox.next() => next,
+            () = held.notified() => {
+                sink.send(Message::Ping(Bytes::new())).await?;
+                continue;
+            }
+        };
+        let Some((id, piece)) = next else { return Ok(()) };
         // One channel's end is not told: clients expect all of them to end with the connection.
         if let (Ok(channel), stream::Message::Data(data, room)) = (u8::try_from(id), piece) {
             sink.send(message(channel, &data, codec)).await?;
             drop(room);
         }
     }
-    Ok(())
 }
 
 fn message(channel: u8, data: &[u8], codec: Codec) -> Message {

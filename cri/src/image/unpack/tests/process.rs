@@ -194,6 +194,63 @@ async fn a_layer_is_mended_by_what_is_below_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_below_a_link_of_a_lower_layer_comes_to_where_it_leads() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let images = open(&place);
+    let base = Archive::new()
+        .directory("usr/lib", 0o711)
+        .file("usr/lib/old", "old")
+        .directory("usr/lib/sub", 0o700)
+        .file("usr/lib/hidden/a", "a")
+        .symlink("lib", "usr/lib")
+        .symlink("usr/lib64", "../../../lib")
+        .symlink("usr/lib/round", "round")
+        .symlink("out", "../../../../..")
+        .symlink("replaced", "usr")
+        .file("some/x", "x");
+    let top = Archive::new()
+        .file("lib/new", "new")
+        .file("lib/sub/new", "new")
+        .file("lib/.wh.old", "")
+        .file("lib/hidden/.wh..wh..opq", "")
+        .link("lib/linked", "some/x")
+        .file("usr/lib64/other", "other")
+        .file("usr/lib/round/a", "a")
+        .file("out/secret", "inside")
+        .directory("replaced", 0o755)
+        .file("replaced/lib/a", "a");
+    let image = pull(&images, "a", &[base, top]).await.unwrap();
+    let upper = &image.layers[1];
+    for moved in ["lib", "usr/lib64", "out"] {
+        assert!(!upper.join(moved).exists(), "{moved}");
+    }
+    let read = async |path: &str| images.read_file(&image, Path::new(path), 100).await.unwrap();
+    for (path, expected) in [
+        ("usr/lib/new", "new"),
+        ("lib/sub/new", "new"),
+        ("usr/lib/linked", "x"),
+        ("lib/other", "other"),
+        ("usr/lib/round/a", "a"),
+        ("secret", "inside"),
+        ("replaced/lib/a", "a"),
+    ] {
+        assert_eq!(read(path).await.as_deref(), Some(expected.as_bytes()), "{path}");
+    }
+    for gone in ["lib/old", "lib/hidden/a", "replaced/lib/new"] {
+        assert_eq!(read(gone).await, None, "{gone}");
+    }
+    assert_eq!(metadata(&upper.join("usr/lib")).mode() & 0o7777, 0o711);
+    assert_eq!(metadata(&upper.join("usr/lib/sub")).mode() & 0o7777, 0o700);
+    assert_eq!(
+        std::fs::read(place.layer().join("../secret")).unwrap(),
+        b"untouched"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn layers_are_shared_and_go_with_the_last_who_uses_them() {
     if !is_root() {
         return;
@@ -278,7 +335,7 @@ async fn the_number_of_a_layer_that_was_lost_is_not_given_to_another() {
     assert_ne!(other.layers, lost.layers);
     drop(images);
     let ids: Vec<String> = open(&place).all().iter().map(|image| image.id.clone()).collect();
-    assert_eq!(ids, [other.id.clone()]);
+    assert_eq!(ids, std::slice::from_ref(&other.id));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -342,6 +399,31 @@ async fn a_pull_goes_on_where_another_one_was_given_up() {
     lower.finish().await.unwrap();
     upper.await.unwrap().unwrap();
     assert!(wanted.iter().all(|wanted| wanted.number().is_some()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_goes_with_its_image() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let images = open(&place);
+    let kept = pull(&images, "a", &[]).await.unwrap();
+    let removed = pull(&images, "b", &[]).await.unwrap();
+    images.forget(&removed.id).await.unwrap();
+    let names = || {
+        let entries = std::fs::read_dir(place.beside("root").join("configurations")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect::<Vec<String>>()
+    };
+    let expected = [kept.id.strip_prefix("sha256:").unwrap()];
+    assert_eq!(names(), expected);
+    // Of a pull that a server did not end.
+    std::fs::write(place.beside("root").join("configurations/12ab"), "{}").unwrap();
+    drop(images);
+    let images = open(&place);
+    assert_eq!(names(), expected);
+    assert!(images.find(&kept.id).is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -85,7 +85,7 @@ impl Images {
 }
 
 /// A directory of its own for the next one.
-fn next(volumes: &Path) -> Anyhow<PathBuf> {
+pub(super) fn next(volumes: &Path) -> Anyhow<PathBuf> {
     snapshot::make_directory(volumes, 0o700)?;
     for number in 0..u32::MAX {
         let path = volumes.join(number.to_string());
@@ -99,7 +99,7 @@ fn next(volumes: &Path) -> Anyhow<PathBuf> {
 }
 
 /// Mounts layers, the lowest first, read-only.
-fn attach(layers: &[PathBuf], target: &Path) -> Anyhow<()> {
+pub(super) fn attach(layers: &[PathBuf], target: &Path) -> Anyhow<()> {
     match layers {
         // Nothing is in it.
         [] => bind(target, target),

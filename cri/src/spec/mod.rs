@@ -23,6 +23,7 @@ mod relabel;
 mod resources;
 mod seccomp;
 mod seccomp_default;
+mod security_profile;
 pub(crate) mod selinux;
 mod stop_signal;
 pub(crate) mod update;

@@ -25,8 +25,8 @@ use crate::image::{Image, RootMount, Users};
 use crate::log;
 use crate::node::Node;
 use crate::proto::{
-    ContainerConfig, ContainerEventType, CreateContainerRequest, CreateContainerResponse, ImageSpec, Mount,
-    NamespaceMode, PodSandboxConfig,
+    ContainerConfig, ContainerEventType, CreateContainerRequest, CreateContainerResponse, IdMapping,
+    ImageSpec, Mount, NamespaceMode, PodSandboxConfig,
 };
 use crate::sandbox::{self, Sandbox};
 use crate::shim::{self, Shim, Task};
@@ -257,10 +257,14 @@ impl Making<'_> {
             )));
         }
         let image = image(self.node, Some(spec), &format!("{field}.image"))?;
+        let owners = (!mount.uid_mappings.is_empty()).then(|| Users {
+            uids: extents(&mount.uid_mappings),
+            gids: extents(&mount.gid_mappings),
+        });
         let volume = self
             .node
             .images
-            .mount_volume(&self.container.id, &image, &mount.image_sub_path)
+            .mount_volume(&self.container.id, &image, &mount.image_sub_path, owners)
             .await
             .map_err(|error| error.context(field))?;
         Ok((volume.path, image.id.clone()))
@@ -447,13 +451,14 @@ fn users(pod: &PodSandboxConfig) -> Option<Users> {
         .userns_options
         .as_ref()
         .filter(|options| options.mode() == NamespaceMode::Pod)?;
-    let maps = |maps: &[crate::proto::IdMapping]| {
-        maps.iter()
-            .map(|map| (map.container_id, map.host_id, map.length))
-            .collect()
-    };
     Some(Users {
-        uids: maps(&options.uids),
-        gids: maps(&options.gids),
+        uids: extents(&options.uids),
+        gids: extents(&options.gids),
     })
+}
+
+fn extents(maps: &[IdMapping]) -> Vec<(u32, u32, u32)> {
+    maps.iter()
+        .map(|map| (map.container_id, map.host_id, map.length))
+        .collect()
 }

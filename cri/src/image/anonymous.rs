@@ -99,7 +99,7 @@ fn make(layers: &[PathBuf], directory: &Path, paths: &[PathBuf]) -> Anyhow<Vec<P
 fn mounted(layers: &[PathBuf], directory: &Path) -> Anyhow<OwnedFd> {
     // Where it would be found if we died now.
     let target = volume::next(&directory.join("volumes"))?;
-    volume::attach(layers, &target).with_context(|| format!("mount {}", target.display()))?;
+    volume::attach(layers, &target, None).with_context(|| format!("mount {}", target.display()))?;
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = open(&target, flags, Mode::empty());
     umount2(&target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)

@@ -188,7 +188,13 @@ impl Mounts {
         if uids.is_empty() != gids.is_empty() {
             return refuse("uidMappings", "uidMappings and gidMappings: both or none");
         }
-        Ok(new(&destination, "bind", &source.path, &options, (uids, gids)))
+        // Those of an image are mapped already.
+        let ids = if has_image(mount) {
+            Default::default()
+        } else {
+            (uids, gids)
+        };
+        Ok(new(&destination, "bind", &source.path, &options, ids))
     }
 
     /// The root passes on what its mounts pass on.

@@ -2,7 +2,7 @@
 //! something at the path or above it, which is then what is meant to be kept.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::mounts::destination;
 use crate::error::{Error, Result};
@@ -56,6 +56,7 @@ pub(crate) fn paths(config: &ContainerConfig, image: &Untrusted) -> Result<Vec<P
 mod tests {
     use super::*;
     use crate::proto::Mount;
+    use std::path::Path;
 
     fn of(volumes: &[&str], mounts: &[&str]) -> Result<Vec<PathBuf>> {
         let config = ContainerConfig {

@@ -230,12 +230,18 @@ mod tests {
         let measured = Arc::new(Measured::default());
         let counts = Arc::clone(&measured.turn).lock_owned().await;
         let begun = Instant::now();
-        assert_eq!(measured.now(&std::env::temp_dir()).await, None);
+        assert_eq!(
+            measured.now([std::env::temp_dir(), "/nonexistent".into()]).await,
+            None
+        );
         assert!(begun.elapsed() < FIRST_WAIT * 5);
         let state = (count(Path::new("/proc/self/ns")).unwrap(), Instant::now(), FRESH);
         *measured.last.lock().unwrap() = Some(state);
         drop(counts);
-        assert_eq!(measured.now(&std::env::temp_dir()).await, Some(state.0));
+        assert_eq!(
+            measured.now([std::env::temp_dir(), "/nonexistent".into()]).await,
+            Some(state.0)
+        );
     }
 
     #[test]

@@ -14,7 +14,8 @@ use crate::shim::Exec;
 use crate::spec;
 
 /// So many bytes of each stream are kept, and the rest dropped: what a container writes is not to fill our memory
-/// (CVE-2022-31030). The kubelet takes no longer answer either.
+/// (CVE-2022-31030), without an error, as the contract has it (`ExecSyncResponse` of CRI). The kubelet takes no longer answer,
+/// so both together are cut to as much: what a probe's exit code says counts, however much it wrote.
 const OUTPUT_MAX: usize = 16 << 20;
 
 /// Room for the fields of an answer, in bytes.
@@ -67,21 +68,19 @@ pub(crate) async fn exec_sync(node: &Arc<Node>, request: ExecSyncRequest) -> Res
             ),
         ));
     }
-    if output.stdout.len() + output.stderr.len() + FRAME > OUTPUT_MAX {
-        return Err(Error::text(
-            Kind::ResourceExhausted,
-            format_args!(
-                "cmd: {:?} wrote more than fits into an answer ({} MiB)",
-                request.cmd,
-                OUTPUT_MAX >> 20
-            ),
-        ));
-    }
+    let (mut stdout, mut stderr) = (output.stdout, output.stderr);
+    fit(&mut stdout, &mut stderr, OUTPUT_MAX - FRAME);
     Ok(ExecSyncResponse {
-        stdout: output.stdout,
-        stderr: output.stderr,
+        stdout,
+        stderr,
         exit_code: output.code.cast_signed(),
     })
+}
+
+/// Cuts both to so many bytes together; what one doesn't need of its half is the other's.
+fn fit(stdout: &mut Vec<u8>, stderr: &mut Vec<u8>, most: usize) {
+    stdout.truncate(most - stderr.len().min(most / 2));
+    stderr.truncate(most - stdout.len());
 }
 
 /// The container's first process, as CreateContainer kept it.
@@ -95,3 +94,24 @@ pub(crate) async fn init(node: &Node, id: &str) -> Result<Process> {
 
 /// Of the bundle: `process` of `config.json` alone, which is much less to read for each probe.
 pub(super) const PROCESS: &str = "process.json";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_output_of_both_streams_is_cut_to_what_fits_together() {
+        for (lengths, kept) in [
+            ((3, 4), (3, 4)),
+            ((20, 0), (10, 0)),
+            ((0, 20), (0, 10)),
+            ((20, 20), (5, 5)),
+            ((20, 3), (7, 3)),
+            ((3, 20), (3, 7)),
+        ] {
+            let (mut stdout, mut stderr) = (vec![1; lengths.0], vec![2; lengths.1]);
+            fit(&mut stdout, &mut stderr, 10);
+            assert_eq!((stdout.len(), stderr.len()), kept, "{lengths:?}");
+        }
+    }
+}

@@ -302,3 +302,45 @@ test!(
         })
     }
 );
+
+test!(
+    fn a_pod_that_is_not_privileged_has_no_privileged_containers(t: &Test) -> Result {
+        with(t, |cri| {
+            let volume = t.path("volume");
+            fs::create_dir_all(volume.join("inner"))?;
+            let pod = cri.pod()?;
+            let run = |name: &str, propagation: MountPropagation| {
+                pod.run_with(name, "sleep 1000", |config| {
+                    security(config).privileged = true;
+                    config.mounts = vec![Mount {
+                        container_path: "/volume".into(),
+                        host_path: volume.display().to_string(),
+                        propagation: propagation.into(),
+                        ..Mount::default()
+                    }];
+                })
+            };
+            let private = run("private", MountPropagation::PropagationPrivate);
+            // A pod that is not privileged has no privileged containers.
+            ensure!(private.is_err(), "a privileged container in a pod that is not");
+            Ok(())
+        })
+    }
+);
+
+test!(
+    fn what_the_root_file_system_got_goes_with_the_container(t: &Test) -> Result {
+        with(t, |cri| {
+            let pod = cri.pod()?;
+            let web = pod.run("web", "sleep 1000")?;
+            web.sh("echo mine >/file; rm -rf /home")?;
+            let other = pod.run("other", "sleep 1000")?;
+            ensure!(
+                other.exec(&["ls", "/file"])?.code != 0,
+                "another container sees it"
+            );
+            web.stop(0)?;
+            web.remove()
+        })
+    }
+);

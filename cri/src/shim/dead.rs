@@ -1,12 +1,11 @@
 //! `containerd-shim-rtc-v2 delete`: what is left of a shim that is gone, or of one of its containers.
 
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 
-use super::start::command;
+use super::start::{command, talk};
 use crate::error::Result;
 use crate::log;
 
@@ -24,25 +23,12 @@ pub(crate) async fn delete(program: &Path, id: &str, bundle: &Path) -> Result<()
         return Ok(());
     }
     let deleting = async {
-        let child = command(program, id, bundle)
-            .arg("delete")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        let output = match tokio::time::timeout(DEADLINE, child.wait_with_output()).await {
-            Ok(output) => output?,
-            Err(_) => bail!("it does not end within {DEADLINE:?}"),
-        };
+        let output = talk(command(program, id, bundle).arg("delete"), &[], DEADLINE).await?;
         let said = String::from_utf8_lossy(&output.stderr);
-        if !output.status.success() {
-            bail!("{}: {}", output.status, said.trim());
-        }
         for line in said.lines() {
             log::warn(format_args!("{id}: {line}"));
         }
-        Ok(())
+        Ok::<(), anyhow::Error>(())
     };
     Ok(deleting
         .await

@@ -1,17 +1,16 @@
 //! `containerd-shim-rtc-v2 -info`: what the runtime of a handler can do (OCI runtime specification, features.md).
 
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use containerd_shim_protos::protobuf::Message as _;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
 use serde::Deserialize;
-use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use super::Options;
+use super::start::talk;
 use crate::error::Result;
 use crate::proto::RuntimeHandlerFeatures;
 
@@ -51,29 +50,8 @@ struct Enabled {
 /// It can't be run, or is not understood.
 pub(crate) async fn features(program: &Path, options: &Options) -> Result<RuntimeHandlerFeatures> {
     let asking = async {
-        let mut child = Command::new(program)
-            .arg("-info")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        let mut input = child.stdin.take().context("a pipe")?;
         let options = options.to_any().write_to_bytes()?;
-        let talking = async {
-            // One that ends early says why.
-            let _ = input.write_all(&options).await;
-            drop(input);
-            child.wait_with_output().await
-        };
-        let output = match tokio::time::timeout(DEADLINE, talking).await {
-            Ok(output) => output?,
-            Err(_) => bail!("it does not end within {DEADLINE:?}"),
-        };
-        if !output.status.success() {
-            let why = String::from_utf8_lossy(&output.stderr);
-            bail!("{}: {}", output.status, why.trim());
-        }
+        let output = talk(Command::new(program).arg("-info"), &options, DEADLINE).await?;
         let info = RuntimeInfo::parse_from_bytes(&output.stdout).context("its answer")?;
         let features = info.features.into_option().unwrap_or_default().value;
         parse(&features)

@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,30 +126,8 @@ async fn run(start: &Start<'_>, cgroup: Option<PathBuf>) -> anyhow::Result<Strin
     if start.debug {
         command.arg("-debug");
     }
-    let mut child = command
-        .arg("start")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    let mut input = child.stdin.take().context("a pipe")?;
-    let parameters = parameters(start, cgroup)?;
-    let talking = async {
-        // One that ends early says why.
-        let _ = input.write_all(&parameters).await;
-        drop(input);
-        child.wait_with_output().await
-    };
-    let output = match tokio::time::timeout(DEADLINE, talking).await {
-        Ok(output) => output?,
-        Err(_) => bail!("it does not answer within {DEADLINE:?}"),
-    };
-    if !output.status.success() {
-        let why = String::from_utf8_lossy(&output.stderr);
-        bail!("{}: {}", output.status, why.trim());
-    }
-    let result = BootstrapResult::parse_from_bytes(&output.stdout).context("its answer")?;
+    let answer = talk(command.arg("start"), &parameters(start, cgroup)?, DEADLINE).await?;
+    let result = BootstrapResult::parse_from_bytes(&answer.stdout).context("its answer")?;
     if result.protocol != "ttrpc" || result.version != 3 {
         bail!(
             "it speaks {:?}, version {}: must be \"ttrpc\", version 3",
@@ -158,6 +136,39 @@ async fn run(start: &Start<'_>, cgroup: Option<PathBuf>) -> anyhow::Result<Strin
         );
     }
     Ok(result.address)
+}
+
+/// Runs a command of a shim's to its end, with this on its standard input.
+///
+/// # Errors
+///
+/// It can't be run, fails (in its own words) or does not end in time.
+pub(super) async fn talk(command: &mut Command, input: &[u8], deadline: Duration) -> anyhow::Result<Output> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut pipe = child.stdin.take().context("a pipe")?;
+    let talking = async {
+        // One that ends early says why.
+        let _ = pipe.write_all(input).await;
+        drop(pipe);
+        child.wait_with_output().await
+    };
+    let output = match tokio::time::timeout(deadline, talking).await {
+        Ok(output) => output?,
+        Err(_) => bail!("it does not end within {deadline:?}"),
+    };
+    if !output.status.success() {
+        bail!(
+            "{}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(output)
 }
 
 /// What all actions have in common.

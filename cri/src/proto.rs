@@ -19,7 +19,6 @@ pub use generated::*;
 /// What rtc-cri answers beside CRI (`proto/rtc_cri.proto`), generated.
 #[expect(
     missing_docs,
-    clippy::all,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
     unused_qualifications,

@@ -108,7 +108,8 @@ fn make(root: &OwnedFd, names: &[Vec<u8>]) -> Result<Option<Vec<Vec<u8>>>> {
 /// Moves all that is in one directory into another, and removes it. Of what both have, directories are merged, and anything else
 /// stays what it is there.
 fn move_content(root: &OwnedFd, from: &[u8], to: &[u8]) -> Result<()> {
-    let mut todo = vec![(from.to_vec(), to.to_vec())];
+    let aside = put_aside(root, from)?;
+    let mut todo = vec![(aside.clone(), to.to_vec())];
     while let Some((from, to)) = todo.pop() {
         let open = |path| beneath::directory(root, path)?.context("a directory is gone");
         let (source, target) = (open(&from)?, open(&to)?);
@@ -133,12 +134,30 @@ fn move_content(root: &OwnedFd, from: &[u8], to: &[u8]) -> Result<()> {
             Ok(())
         })??;
     }
+    in_time(root, || removal::remove_at(root, &aside))?.context("remove what is left")
+}
+
+/// Gives a directory a name that the layer's root has not: it may have to come to where something of its own name is
+/// (`bin/X11 -> .`).
+fn put_aside(root: &OwnedFd, from: &[u8]) -> Result<Vec<u8>> {
     let (parent, name) = match from.iter().rposition(|byte| *byte == b'/') {
         Some(at) => (&from[..at], &from[at + 1..]),
         None => (&b""[..], from),
     };
     let parent = beneath::directory(root, parent)?.context("its directory is gone")?;
-    in_time(&parent, || removal::remove_at(&parent, name))?.context("remove what is left")
+    let mut number = 0;
+    let aside = loop {
+        let free = format!(".rtc-{number}").into_bytes();
+        if removal::stat(root, &free)?.is_none() {
+            break free;
+        }
+        number += 1;
+    };
+    let moved = in_time(root, || {
+        in_time(&parent, || renameat(&parent, name, root, &aside[..]))
+    });
+    moved??.context("rename")?;
+    Ok(aside)
 }
 
 /// Does it, and sets the times of a directory to what they were before.

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::connection::{Notice, over};
 use super::fifos::{Fifos, Outputs, feed, relay};
 use super::remote::{Remote, Wanted};
 use super::status::Outcome;
@@ -32,7 +33,7 @@ pub(super) const PREFIX: &str = "attach-";
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Attaches a client, until the container's end or its own.
-pub(super) async fn serve(node: &Arc<Node>, request: &AttachRequest, remote: Remote) {
+pub(super) async fn serve(node: &Arc<Node>, request: &AttachRequest, remote: Remote, mut notice: Notice) {
     let Remote {
         stdin,
         stdout,
@@ -63,10 +64,7 @@ pub(super) async fn serve(node: &Arc<Node>, request: &AttachRequest, remote: Rem
     let outcome = tokio::select! {
         outcome = whole => Some(outcome),
         never = beside => match never {},
-        () = queue.closed() => None,
-        () = node.streaming.ending() => Some(Outcome::Failed(
-            "rtc-cri ends: the container goes on, attach again".into(),
-        )),
+        why = over(&queue, &mut notice) => why.map(|why| Outcome::Failed(format!("detached: {why}"))),
     };
     drop(queue);
     match outcome {

@@ -12,13 +12,14 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::connection::{Notice, over};
 use super::fifos::{Fifos, Outputs, feed, relay};
 use super::remote::{Remote, Wanted};
 use super::status::Outcome;
 use super::stream::{Input, Output};
 use super::terminal::Sizes;
 use crate::container::{clean, exec_sync};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::id;
 use crate::log;
 use crate::node::Node;
@@ -32,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PREFIX: &str = "exec-";
 
 /// Runs it, to its end or its client's.
-pub(super) async fn serve(node: &Arc<Node>, request: &ExecRequest, remote: Remote) {
+pub(super) async fn serve(node: &Arc<Node>, request: &ExecRequest, remote: Remote, mut notice: Notice) {
     let Remote {
         stdin,
         stdout,
@@ -56,25 +57,25 @@ pub(super) async fn serve(node: &Arc<Node>, request: &ExecRequest, remote: Remot
         resize,
     };
     let outcome = tokio::select! {
-        ended = running.talk(streams, outputs) => Some(ended),
-        () = queue.closed() => None,
-        () = node.streaming.ending() => Some(Err(Error::text(
-            Kind::Unavailable,
-            "rtc-cri ends, and the command with it",
-        ))),
+        ended = running.talk(streams, outputs) => Ok(ended),
+        why = over(&queue, &mut notice) => Err(why),
     };
     // The connection ends with the last of its streams.
     drop(queue);
     match outcome {
-        Some(Ok(code)) => {
+        Ok(Ok(code)) => {
             let exit = Outcome::Exit(code);
             tokio::join!(end.tell(&exit), running.delete());
         }
-        Some(Err(error)) => {
+        Ok(Err(error)) => {
             let failed = Outcome::Failed(error.to_string());
             tokio::join!(end.tell(&failed), running.end());
         }
-        None => running.end().await,
+        Err(Some(why)) => {
+            let failed = Outcome::Failed(format!("the command was killed: {why}"));
+            tokio::join!(end.tell(&failed), running.end());
+        }
+        Err(None) => running.end().await,
     }
 }
 

@@ -5,7 +5,8 @@
 //!   not so, no such token ──────────────> 404, 405
 //!   no upgrade, a protocol of none ─────> 400, 403 with those that there are; the token is still good
 //!   else: the token is taken ── 101 ──> the verb and its framing, until both have ended
-//! the client has gone, is idle for too long, or the server ends: the framing is dropped, and the verb sees to its end
+//! the client has gone, is idle for too long, or the server ends: the verb sees to its end, and the client is told why, if it
+//! is there
 //! ```
 
 use std::convert::Infallible;
@@ -28,10 +29,11 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use super::connection::{self, Ending, Why};
 use super::peer::{Hangup, Last, Noted};
 use super::tokens::Tokens;
 use super::upgrade::Upgrade;
-use super::{Asked, Verb, connection};
+use super::{Asked, Verb};
 use crate::config::StreamingConfig;
 use crate::error::Result;
 use crate::locked;
@@ -41,8 +43,6 @@ use crate::service::Running;
 
 /// How long a client may take to say what it wants, its TLS included.
 const GREETING: Duration = Duration::from_secs(30);
-/// How long a verb has for telling its client that the server ends.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The largest head of a request, in bytes.
 const HEAD_MAX: usize = 64 << 10;
 
@@ -103,12 +103,6 @@ impl Streaming {
     pub(super) fn url(&self, verb: &str, token: &str) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://{}/{verb}/{token}", self.address)
-    }
-
-    /// Waits until the server ends: who runs a command is told, or takes its end for success.
-    pub(super) async fn ending(&self) {
-        // Its sender is not dropped while we are here.
-        let _ = self.end.subscribe().wait_for(|end| *end).await;
     }
 
     /// No more connections, and those that there are end; `service::idle` waits for them.
@@ -246,12 +240,8 @@ fn respond(node: &Arc<Node>, mut request: Request<Incoming>, hangup: &Arc<Hangup
         match upgrading.await {
             Ok(upgraded) => {
                 let (stream, last) = Noted::new(TokioIo::new(upgraded));
-                let words = match asked.verb() {
-                    Verb::Exec | Verb::Attach => LAST_WORDS,
-                    Verb::PortForward => Duration::ZERO,
-                };
-                let gone = gone(&node.streaming, &hangup, &last, words);
-                connection::serve(&node, asked, upgrade, stream, gone).await;
+                let ending = ending(&node.streaming, &hangup, &last);
+                connection::serve(&node, asked, upgrade, stream, ending).await;
             }
             Err(error) => log::debug(|| format!("streams: a client: {error}")),
         }
@@ -260,21 +250,18 @@ fn respond(node: &Arc<Node>, mut request: Request<Incoming>, hangup: &Arc<Hangup
 }
 
 /// Waits until there is nobody to serve, or nobody who serves.
-async fn gone(streaming: &Streaming, hangup: &Hangup, last: &Last, words: Duration) {
+async fn ending(streaming: &Streaming, hangup: &Hangup, last: &Last) -> Ending {
     let idle = async {
         match streaming.idle {
             Some(limit) => last.idle(limit).await,
             None => std::future::pending().await,
         }
     };
-    let ended = async {
-        streaming.ending().await;
-        tokio::time::sleep(words).await;
-    };
+    let mut end = streaming.end.subscribe();
     tokio::select! {
-        () = hangup.gone() => {}
-        () = idle => log::info("streams: a connection was idle for too long: it is closed"),
-        () = ended => {}
+        () = hangup.gone() => Ending::Client,
+        () = idle => Ending::Ours(Why::Idle),
+        _ = end.wait_for(|end| *end) => Ending::Ours(Why::Terminated),
     }
 }
 

@@ -17,6 +17,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 /// What may wait in a connection's queue, in bytes.
 const QUEUE_MAX: usize = 256 << 10;
+/// A piece takes at least so much of it, in bytes: a message has a size of its own.
+const PIECE_MIN: usize = 256;
 /// Pieces that may wait in one stream's feed.
 const FEED_MAX: usize = 8;
 
@@ -185,7 +187,7 @@ impl Output {
     pub(super) async fn send(&self, mut data: Bytes) -> Result<(), Gone> {
         while !data.is_empty() {
             let piece = data.split_to(data.len().min(QUEUE_MAX));
-            let size = u32::try_from(piece.len()).map_err(|_| Gone)?;
+            let size = u32::try_from(piece.len().max(PIECE_MIN)).map_err(|_| Gone)?;
             let room = Arc::clone(&self.queue.room).acquire_many_owned(size);
             let room = tokio::select! {
                 biased;

@@ -145,14 +145,11 @@ impl Session<'_, '_> {
             .lines()
             .filter(|line| line.starts_with([' ', mark]))
             .filter_map(|line| Some(line.get(2..)?.split("  #").next()?.trim_end().to_owned()))
+            .filter(|line| counts(line))
             .collect();
-        let more = self
-            .seen
-            .difference(&expected)
-            .map(|line| format!("{mark} {line}"));
-        let less = expected
-            .difference(&self.seen)
-            .map(|line| format!("missing: {line}"));
+        let seen: BTreeSet<String> = self.seen.into_iter().filter(|line| counts(line)).collect();
+        let more = seen.difference(&expected).map(|line| format!("{mark} {line}"));
+        let less = expected.difference(&seen).map(|line| format!("missing: {line}"));
         let all: Vec<_> = more.chain(less).collect();
         if !all.is_empty() {
             bail!("tests/shapes/crictl.txt and what was seen:\n{}", all.join("\n"));

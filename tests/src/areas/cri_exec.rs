@@ -189,6 +189,11 @@ test!(
                 let mut client = open(cri, request(&web, "echo up; sleep 4321"))?;
                 client.until(STDOUT, "up")?;
                 cri.signal(signal)?;
+                let said = client.all()?;
+                ensure!(
+                    said.error.contains("rtc-cri ends") || signal == Signal::SIGKILL,
+                    "{said:?}"
+                );
                 cri.start_server()?;
                 is_gone(&web, "sleep 432[1]")?;
             }
@@ -455,7 +460,7 @@ test!(
             )?;
             cri.start_server()?;
             let said = run(cri, &web, "sleep 4321")?;
-            ensure!(said.error.is_empty(), "{said:?}");
+            ensure!(said.error.contains("idle for too long"), "{said:?}");
             is_gone(&web, "sleep 432[1]")?;
             let said = run(cri, &web, "for i in 1 2 3; do sleep 0.7; echo $i; done")?;
             ensure!(said.stdout == "1\n2\n3\n", "{said:?}");

@@ -11,7 +11,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use crate::cri::proto::*;
 use crate::cri::spdy::{Frame, Spdy};
 use crate::cri::websocket::{BINARY, PING, PONG, TEXT, WebSocket, ask};
-use crate::cri::{Code, Container, Cri, Pod, check, namespaces, only_ours, refused, with};
+use crate::cri::{Container, Pod, check, namespaces, only_ours, with};
 use crate::registry::Result;
 use crate::test;
 use crate::wait::until;
@@ -331,7 +331,7 @@ test!(
 
 /// What closes is reset, as of a machine that has lost power and comes back.
 fn reset_at_close(socket: &TcpStream) -> Result {
-    let linger = nix::libc::linger {
+    let linger = libc::linger {
         l_onoff: 1,
         l_linger: 0,
     };

@@ -6,7 +6,7 @@ use anyhow::Result;
 use rtc_cri::proto::security_profile::ProfileType;
 use rtc_cri::proto::{Capability, SeLinuxOption, SecurityProfile, SupplementalGroupsPolicy};
 
-use super::field::Fields;
+use super::field::{Field, Fields};
 
 /// Where profiles of seccomp are that have no absolute path, as the kubelet's.
 const SECCOMP: &str = "/var/lib/kubelet/seccomp";
@@ -98,7 +98,7 @@ pub(super) fn container(container: &mut Fields<'_>) -> Result<ContainerSecurity>
     };
     let mut fields = field.fields()?;
     let escalation = fields.get("allowPrivilegeEscalation");
-    let may_escalate = escalation.as_ref().map(|field| field.bool()).transpose()?;
+    let may_escalate = escalation.as_ref().map(Field::bool).transpose()?;
     let mut security = ContainerSecurity {
         own: common(&mut fields)?,
         privileged: fields.bool("privileged")?.unwrap_or_default(),

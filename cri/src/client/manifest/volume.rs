@@ -5,6 +5,7 @@ use anyhow::Result;
 use super::container::Pull;
 use super::field::{Field, Fields};
 use super::names;
+use super::quantity::Quantity;
 
 /// A volume.
 #[derive(Debug)]
@@ -131,7 +132,7 @@ fn empty(field: &Field<'_>) -> Result<Source> {
         limit: limit
             .map(|field| field.quantity())
             .transpose()?
-            .map(|limit| limit.value()),
+            .map(Quantity::value),
     })
 }
 

@@ -3,7 +3,7 @@
 use rtc_cri::proto::{HugepageLimit, LinuxContainerResources};
 
 use super::Place;
-use crate::client::manifest::{Amounts, Container};
+use crate::client::manifest::{Amounts, Container, Quantity};
 
 /// Microseconds in which a quota may be used up.
 const PERIOD: i64 = 100_000;
@@ -22,7 +22,7 @@ pub(super) fn resources(container: &Container, place: &Place) -> LinuxContainerR
     let mut resources = LinuxContainerResources {
         cpu_shares: shares(requests, limits),
         oom_score_adj: score(requests, limits, place.memory),
-        memory_limit_in_bytes: limits.memory.map_or(0, |limit| limit.value()),
+        memory_limit_in_bytes: limits.memory.map_or(0, Quantity::value),
         ..LinuxContainerResources::default()
     };
     if let Some(cpu) = limits.cpu.filter(|cpu| cpu.milli() > 0) {
@@ -60,7 +60,7 @@ fn score(requests: &Amounts, limits: &Amounts, machine: u64) -> i64 {
     if guaranteed {
         return SCORE_GUARANTEED;
     }
-    let memory = memory.map_or(0, |memory| memory.value());
+    let memory = memory.map_or(0, Quantity::value);
     let share = i128::from(memory) * 1000 / i128::from(machine.max(1));
     // Later than what has promised nothing, earlier than what is guaranteed.
     i64::try_from(1000 - share)
@@ -69,7 +69,7 @@ fn score(requests: &Amounts, limits: &Amounts, machine: u64) -> i64 {
 }
 
 /// `2Mi` as CRI has it: `2MB`.
-fn huge_pages((size, limit): &(String, crate::client::manifest::Quantity)) -> HugepageLimit {
+fn huge_pages((size, limit): &(String, Quantity)) -> HugepageLimit {
     HugepageLimit {
         page_size: size.replace('i', "B"),
         limit: u64::try_from(limit.value()).unwrap_or(0),

@@ -252,13 +252,18 @@ impl Channels {
         let Some(place) = self.feeds.get_mut(usize::from(channel)) else {
             return Ok(());
         };
-        let taken = match (place.as_ref(), data) {
-            (Some(feed), Some(data)) if !data.is_empty() => feed.put(data).await,
-            (Some(_), None) => Err(stream::Gone),
-            _ => Ok(()),
-        };
-        if taken.is_err() {
+        let (Some(feed), Some(mut data)) = (place.as_ref(), data) else {
+            // The end, or what nobody reads.
             *place = None;
+            return Ok(());
+        };
+        // A feed holds so many pieces, whatever their size.
+        while !data.is_empty() {
+            let piece = data.split_to(data.len().min(READ));
+            if feed.put(piece).await.is_err() {
+                *place = None;
+                break;
+            }
         }
         Ok(())
     }

@@ -210,6 +210,7 @@ async fn what_is_below_a_link_of_a_lower_layer_comes_to_where_it_leads() {
         .symlink("usr/lib/round", "round")
         .symlink("out", "../../../../..")
         .symlink("replaced", "usr")
+        .symlink("usr/itself", ".")
         .file("some/x", "x");
     let top = Archive::new()
         .file("lib/new", "new")
@@ -220,11 +221,12 @@ async fn what_is_below_a_link_of_a_lower_layer_comes_to_where_it_leads() {
         .file("usr/lib64/other", "other")
         .file("usr/lib/round/a", "a")
         .file("out/secret", "inside")
+        .file("usr/itself/itself/deep", "deep")
         .directory("replaced", 0o755)
         .file("replaced/lib/a", "a");
     let image = pull(&images, "a", &[base, top]).await.unwrap();
     let upper = &image.layers[1];
-    for moved in ["lib", "usr/lib64", "out"] {
+    for moved in ["lib", "usr/lib64", "out", "usr/itself", ".rtc-0"] {
         assert!(!upper.join(moved).exists(), "{moved}");
     }
     let read = async |path: &str| images.read_file(&image, Path::new(path), 100).await.unwrap();
@@ -235,6 +237,7 @@ async fn what_is_below_a_link_of_a_lower_layer_comes_to_where_it_leads() {
         ("lib/other", "other"),
         ("usr/lib/round/a", "a"),
         ("secret", "inside"),
+        ("usr/deep", "deep"),
         ("replaced/lib/a", "a"),
     ] {
         assert_eq!(read(path).await.as_deref(), Some(expected.as_bytes()), "{path}");

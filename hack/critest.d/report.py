@@ -1,6 +1,7 @@
 """report.py REPORT [OPTION...]: what critest's JSON report says: each spec that failed or was skipped, and the counts.
 
 --again REPORT          of what failed, run again alone: a spec that passed there has passed, and is called unsteady
+--passed                names those that passed, too
 --failed                prints a regular expression of the specs to run again, or nothing
 """
 
@@ -49,6 +50,8 @@ def main(options):
         counts["failed" if fails(state) else state] += 1
         if state != "passed":
             print(f"{state:8} {name} ({seconds:.1f} s)\n         {why}")
+        elif options.passed:
+            print(f"{state:8} {name} ({seconds:.1f} s)")
     print(*unsteady, sep="\n", end="\n" if unsteady else "")
     if len(unsteady) > UNSTEADY:
         print(f"failed   {len(unsteady)} specs passed only alone, {UNSTEADY} may")
@@ -63,6 +66,7 @@ parser = argparse.ArgumentParser(usage=__doc__)
 parser.add_argument("report")
 parser.add_argument("--again")
 parser.add_argument("--failed", action="store_true")
+parser.add_argument("--passed", action="store_true")
 options = parser.parse_args()
 if options.failed:
     print(to_run_again(sorted(specs(options.report))))

@@ -214,20 +214,33 @@ pub(crate) fn digest(bytes: &[u8]) -> String {
     format!("sha256:{hex}")
 }
 
-/// A tar of files (ustar, POSIX.1-1988).
+/// A tar of files (ustar, POSIX.1-1988). What is in `bin/` can be run, a name that ends in `/` is a directory, and
+/// `name -> target` a symbolic link.
 pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = Vec::new();
     for (name, content) in files {
         let mut header = [0_u8; 512];
         let mut field = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
+        let (name, target) = name.split_once(" -> ").unwrap_or((name, ""));
+        let kind = match (target.is_empty(), name.ends_with('/')) {
+            (false, _) => "2",
+            (_, true) => "5",
+            _ => "0",
+        };
         field(0, name);
-        field(100, "0000644\0");
+        field(157, target);
+        let mode = if kind == "5" || name.starts_with("bin/") {
+            "0000755\0"
+        } else {
+            "0000644\0"
+        };
+        field(100, mode);
         field(108, "0000000\0");
         field(116, "0000000\0");
         field(124, &format!("{:011o}\0", content.len()));
         field(136, "14371170000\0");
         field(148, "        ");
-        field(156, "0");
+        field(156, kind);
         field(257, "ustar\x0000");
         let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
         header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
@@ -301,10 +314,21 @@ impl ImageRegistry {
 
     /// Serves an image of such layers, each of files with their contents.
     pub(crate) fn push(&self, repository: &str, tag: &str, layers: &[&[(&str, &[u8])]]) -> Pushed {
+        self.push_with(repository, tag, layers, &json!({"Cmd": ["/none"]}))
+    }
+
+    /// Serves an image that says this of its containers (image-spec, `config.md`, `config`).
+    pub(crate) fn push_with(
+        &self,
+        repository: &str,
+        tag: &str,
+        layers: &[&[(&str, &[u8])]],
+        config: &serde_json::Value,
+    ) -> Pushed {
         let tars: Vec<Vec<u8>> = layers.iter().map(|files| tar(files)).collect();
         let digests: Vec<String> = tars.iter().map(|tar| self.blob(tar)).collect();
         let config = json!({
-            "architecture": "amd64", "os": "linux", "config": {"Cmd": ["/none"]},
+            "architecture": "amd64", "os": "linux", "config": config,
             "rootfs": {"type": "layers", "diff_ids": digests},
         });
         let config = config.to_string().into_bytes();

@@ -1,7 +1,7 @@
 //! CreateContainer.
 //!
 //! ```text
-//! checks ── id and name taken ── recorded (Making) ──┬─ image volumes, upper layer ─┬─ bundle ── Task Create ── Created
+//! checks ── id and name taken ── recorded (Making) ──┬─ volumes, upper layer ───────┬─ bundle ── Task Create ── Created
 //!                                                    └─ OCI configuration ──────────┘
 //! a failure anywhere: clean.rs, then the name is free again; where that fails it stays Making, for whoever comes next
 //! ```
@@ -25,8 +25,8 @@ use crate::image::{Image, RootMount, Users};
 use crate::log;
 use crate::node::Node;
 use crate::proto::{
-    ContainerConfig, ContainerEventType, CreateContainerRequest, CreateContainerResponse, ImageSpec, Mount,
-    NamespaceMode, PodSandboxConfig,
+    ContainerConfig, ContainerEventType, CreateContainerRequest, CreateContainerResponse, IdMapping,
+    ImageSpec, Mount, NamespaceMode, PodSandboxConfig,
 };
 use crate::sandbox::{self, Sandbox};
 use crate::shim::{self, Shim, Task};
@@ -159,6 +159,14 @@ struct Making<'a> {
     image: &'a Arc<Image>,
 }
 
+/// What was made ready to be mounted.
+struct Volumes {
+    /// For each mount of the request: the directory of its image.
+    images: Vec<Option<PathBuf>>,
+    /// Paths in the container, with their directories.
+    anonymous: Vec<(PathBuf, PathBuf)>,
+}
+
 impl Making<'_> {
     /// All of it. Whatever a failure leaves is found by the record.
     async fn make(&self) -> Result<()> {
@@ -166,7 +174,10 @@ impl Making<'_> {
         self.node.record_container(self.container).await?;
         let (pod, shim) = self.pod()?;
         let record = self.container.record();
-        let volumes = self.volumes(&record.config).await?;
+        let volumes = Volumes {
+            images: self.volumes(&record.config).await?,
+            anonymous: self.anonymous(&record).await?,
+        };
         let users = users(&pod.config);
         let prepared = self.node.images.prepare(&record.id, self.image, users.as_ref());
         let (root, made) = tokio::join!(prepared, self.spec(&record, &pod, volumes));
@@ -222,6 +233,16 @@ impl Making<'_> {
         Ok(paths)
     }
 
+    /// The volumes that the image defines: each path with its directory.
+    async fn anonymous(&self, record: &Record) -> Result<Vec<(PathBuf, PathBuf)>> {
+        let paths = spec::volumes::paths(&record.config, &self.image.config)?;
+        let images = &self.node.images;
+        let made = images
+            .anonymous_volumes(&record.id, self.image, paths.clone())
+            .await?;
+        Ok(paths.into_iter().zip(made).collect())
+    }
+
     async fn volume(&self, number: usize, mount: &Mount, spec: &ImageSpec) -> Result<(PathBuf, String)> {
         let field = format!("config.mounts[{number}]");
         if !mount.host_path.is_empty() {
@@ -236,10 +257,14 @@ impl Making<'_> {
             )));
         }
         let image = image(self.node, Some(spec), &format!("{field}.image"))?;
+        let owners = (!mount.uid_mappings.is_empty()).then(|| Users {
+            uids: extents(&mount.uid_mappings),
+            gids: extents(&mount.gid_mappings),
+        });
         let volume = self
             .node
             .images
-            .mount_volume(&self.container.id, &image, &mount.image_sub_path)
+            .mount_volume(&self.container.id, &image, &mount.image_sub_path, owners)
             .await
             .map_err(|error| error.context(field))?;
         Ok((volume.path, image.id.clone()))
@@ -250,7 +275,7 @@ impl Making<'_> {
         &self,
         record: &Arc<Record>,
         pod: &Arc<sandbox::Record>,
-        volumes: Vec<Option<PathBuf>>,
+        volumes: Volumes,
     ) -> Result<spec::Made> {
         let target_pid = self.target(&record.config)?;
         let files = Files::read(&self.node.images, self.image, &record.config).await?;
@@ -267,7 +292,8 @@ impl Making<'_> {
                 handler: node.config.handler(&pod.handler)?,
                 image: &image.config,
                 files: &files,
-                image_mounts: &volumes,
+                image_mounts: &volumes.images,
+                volumes: &volumes.anonymous,
                 selinux_level: &pod.selinux_level,
             };
             spec::make(&node.facts, &asked)
@@ -425,13 +451,14 @@ fn users(pod: &PodSandboxConfig) -> Option<Users> {
         .userns_options
         .as_ref()
         .filter(|options| options.mode() == NamespaceMode::Pod)?;
-    let maps = |maps: &[crate::proto::IdMapping]| {
-        maps.iter()
-            .map(|map| (map.container_id, map.host_id, map.length))
-            .collect()
-    };
     Some(Users {
-        uids: maps(&options.uids),
-        gids: maps(&options.gids),
+        uids: extents(&options.uids),
+        gids: extents(&options.gids),
     })
+}
+
+fn extents(maps: &[IdMapping]) -> Vec<(u32, u32, u32)> {
+    maps.iter()
+        .map(|map| (map.container_id, map.host_id, map.length))
+        .collect()
 }

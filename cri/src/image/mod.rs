@@ -11,8 +11,10 @@
 //!
 //! A `Writer` or `Wanted` that is dropped before the commit leaves nothing.
 
+mod anonymous;
 mod beneath;
 mod configuration;
+mod copy;
 pub(crate) mod explain;
 pub(crate) mod fs_info;
 mod layer;

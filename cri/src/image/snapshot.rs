@@ -5,6 +5,7 @@
 //! <root>/containers/<id>/work    overlayfs's own
 //! <root>/containers/<id>/layers  the numbers of its image's layers: they stay as long as this is there
 //! <root>/containers/<id>/volumes the images that are its volumes (volume.rs)
+//! <root>/containers/<id>/anonymous the volumes that its image defines (anonymous.rs)
 //! <root>/containers/gone-*       being removed
 //! ```
 
@@ -19,7 +20,7 @@ use anyhow::{Context as _, Result as Anyhow};
 
 use super::layers::{self, Layers};
 use super::usage::Measured;
-use super::{Image, Images, RootMount, Usage, Users};
+use super::{Image, Images, RootMount, Usage, Users, anonymous};
 use crate::error::{Error, Kind, Result};
 use crate::locked;
 use crate::log;
@@ -200,16 +201,17 @@ impl Images {
         }
     }
 
-    /// What a container's upper layer takes. Measured off the runtime's threads: the first time it is waited for a moment, then it is
-    /// what was measured last, and measured again where that is old. `None`: there is no such container, or it
-    /// is not known yet.
+    /// What a container's upper layer and its image's volumes take. Measured off the runtime's threads: the first time it is
+    /// waited for a moment, then it is what was measured last, and measured again where that is old. `None`: there is no such
+    /// container, or it is not known yet.
     pub(crate) async fn usage(&self, container: &str) -> Option<Usage> {
         let measured = {
             let known = self.snapshots.known();
             Arc::clone(&known.get(container)?.measured)
         };
+        let directory = self.snapshots.directory(container);
         measured
-            .now(&self.snapshots.directory(container).join("fs"))
+            .now([directory.join("fs"), directory.join(anonymous::DIRECTORY)])
             .await
     }
 }

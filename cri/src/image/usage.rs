@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,6 +20,17 @@ pub(crate) struct Usage {
     pub(crate) inodes: u64,
     /// Nanoseconds since the epoch: when it was measured.
     pub(crate) timestamp: i64,
+}
+
+impl Usage {
+    /// With what another directory takes, where it is there.
+    fn and(self, other: Option<Self>) -> Self {
+        Self {
+            bytes: self.bytes + other.map_or(0, |other| other.bytes),
+            inodes: self.inodes + other.map_or(0, |other| other.inodes),
+            ..self
+        }
+    }
 }
 
 /// The kubelet asks every 10 seconds.
@@ -53,8 +64,9 @@ impl Measured {
         *locked(&self.last)
     }
 
-    /// What was counted last; the first count is waited for a moment, others go on behind the answer.
-    pub(super) async fn now(self: &Arc<Self>, directory: &Path) -> Option<Usage> {
+    /// What both directories take, the second where it is there, as it was counted last; the first count is waited for a
+    /// moment, others go on behind the answer.
+    pub(super) async fn now(self: &Arc<Self>, directories: [PathBuf; 2]) -> Option<Usage> {
         let state = self.state();
         if let Some((usage, end, took)) = state
             && end.elapsed() < FRESH.max(took * SHARE)
@@ -70,10 +82,11 @@ impl Measured {
                 return self.last();
             }
         };
-        let (own, directory) = (Arc::clone(self), directory.to_owned());
+        let own = Arc::clone(self);
         let counting = tokio::task::spawn_blocking(move || {
             let start = Instant::now();
-            let counted = count(&directory).ok();
+            let [first, more] = directories.map(|directory| count(&directory).ok());
+            let counted = first.map(|first| first.and(more));
             if let Some(usage) = counted {
                 *locked(&own.last) = Some((usage, Instant::now(), start.elapsed()));
             }

@@ -16,11 +16,12 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
+use rtc_runtime::rootfs::make_mapping_namespace;
 use rtc_runtime::sys::mount::{self as tree, MountAttr, attr};
 use rtc_runtime::sys::open::{RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2};
 
 use super::layers::Layers;
-use super::{Image, Images, snapshot};
+use super::{Image, Images, Users, snapshot};
 use crate::error::{Error, Result};
 
 /// What mount(2) takes as options, in bytes: a page, with its end.
@@ -34,7 +35,8 @@ pub(crate) struct Volume {
 }
 
 impl Images {
-    /// An image as a read-only volume of a container (`Mount.image`), mounted until its `discard`: the path to bind.
+    /// An image as a read-only volume of a container (`Mount.image`), mounted until its `discard`: the path to bind. Owners
+    /// are mapped as `users` says, below the overlay, which itself can't be mapped.
     ///
     /// # Errors
     ///
@@ -44,6 +46,7 @@ impl Images {
         container: &str,
         image: &Image,
         sub_path: &str,
+        users: Option<Users>,
     ) -> Result<Volume> {
         snapshot::check(container)?;
         if Path::new(sub_path)
@@ -69,7 +72,8 @@ impl Images {
             snapshot::make_directory(&directory, 0o700)?;
             snapshot::write_numbers(&directory.join("volume-layers"), &all)?;
             let target = next(&directory.join("volumes"))?;
-            attach(&layers, &target).with_context(|| format!("mount {}", target.display()))?;
+            attach(&layers, &target, users.as_ref())
+                .with_context(|| format!("mount {}", target.display()))?;
             // What is left of it here goes with the container.
             resolve(&target, &sub_path).with_context(|| format!("image_sub_path: {sub_path:?}"))
         });
@@ -85,7 +89,7 @@ impl Images {
 }
 
 /// A directory of its own for the next one.
-fn next(volumes: &Path) -> Anyhow<PathBuf> {
+pub(super) fn next(volumes: &Path) -> Anyhow<PathBuf> {
     snapshot::make_directory(volumes, 0o700)?;
     for number in 0..u32::MAX {
         let path = volumes.join(number.to_string());
@@ -99,24 +103,62 @@ fn next(volumes: &Path) -> Anyhow<PathBuf> {
 }
 
 /// Mounts layers, the lowest first, read-only.
-fn attach(layers: &[PathBuf], target: &Path) -> Anyhow<()> {
-    match layers {
+pub(super) fn attach(layers: &[PathBuf], target: &Path, users: Option<&Users>) -> Anyhow<()> {
+    match (layers, users) {
         // Nothing is in it.
-        [] => bind(target, target),
+        ([], _) => bind(target, target, users),
         // overlayfs wants two.
-        [one] => bind(one, target),
-        _ => overlay(layers, target),
+        ([one], _) => bind(one, target, users),
+        (_, None) => overlay(layers, target),
+        (_, Some(_)) => mapped(layers, target, users),
     }
 }
 
-fn bind(source: &Path, target: &Path) -> Anyhow<()> {
+/// The layers, their owners mapped, are mounted beside for as long as the overlay is made.
+fn mapped(layers: &[PathBuf], target: &Path, users: Option<&Users>) -> Anyhow<()> {
+    let all = layers[0].ancestors().find(|parent| {
+        layers
+            .iter()
+            .all(|layer| layer.starts_with(parent) && layer != parent)
+    });
+    let all = all.context("the layers have no directory in common")?;
+    let beside = next(target.parent().context("has no parent")?)?;
+    let made = bind(all, &beside, users).and_then(|()| {
+        let there: std::result::Result<Vec<PathBuf>, _> = layers
+            .iter()
+            .map(|layer| layer.strip_prefix(all).map(|name| beside.join(name)))
+            .collect();
+        overlay(&there?, target)
+    });
+    // Nothing is mounted there where that failed; what stays goes with the container.
+    let _ = umount2(&beside, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+    let _ = fs::remove_dir(&beside);
+    made
+}
+
+fn bind(source: &Path, target: &Path, users: Option<&Users>) -> Anyhow<()> {
     let own = tree::open_tree(tree::cwd(), &c_string(source)?, 0).context("open_tree")?;
-    let change = MountAttr {
+    let mut change = MountAttr {
         set: attr::RDONLY | attr::NODEV,
         ..MountAttr::default()
     };
+    let namespace = users
+        .map(|users| make_mapping_namespace(&lines(&users.uids), &lines(&users.gids)))
+        .transpose()
+        .context("map owners")?;
+    if let Some(namespace) = &namespace {
+        change.set |= attr::IDMAP;
+        change.userns_fd = u64::try_from(namespace.as_raw_fd())?;
+    }
     tree::mount_setattr(&own, 0, &change).context("mount_setattr")?;
     tree::move_mount_to(&own, &c_string(target)?).context("move_mount")
+}
+
+/// As `/proc/<pid>/uid_map` takes them.
+fn lines(maps: &[(u32, u32, u32)]) -> String {
+    maps.iter()
+        .map(|(inside, outside, count)| format!("{inside} {outside} {count}\n"))
+        .collect()
 }
 
 fn overlay(layers: &[PathBuf], target: &Path) -> Anyhow<()> {

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 
-use super::Facts;
+use super::{Facts, security_profile};
 use crate::error::{Error, Kind, Result};
 use crate::proto::LinuxContainerSecurityContext;
 use crate::proto::security_profile::ProfileType;
@@ -67,19 +67,7 @@ fn wanted(context: &LinuxContainerSecurityContext) -> Result<Wanted> {
         #[expect(deprecated, reason = "clients from before 1.30 have only this")]
         return by_name(&context.apparmor_profile);
     };
-    let kind = ProfileType::try_from(profile.profile_type).map_err(|_| {
-        Error::invalid(format_args!(
-            "{FIELD}.profile_type: {}: is none",
-            profile.profile_type
-        ))
-    })?;
-    if kind != ProfileType::Localhost && !profile.localhost_ref.is_empty() {
-        return Err(Error::invalid(format_args!(
-            "{FIELD}.localhost_ref: {:?}: is for profile_type Localhost only",
-            profile.localhost_ref
-        )));
-    }
-    match kind {
+    match security_profile::kind(FIELD, profile)? {
         ProfileType::RuntimeDefault => Ok(Wanted::Default),
         ProfileType::Unconfined => Ok(Wanted::Unconfined),
         ProfileType::Localhost => named(&profile.localhost_ref),

@@ -23,10 +23,12 @@ mod relabel;
 mod resources;
 mod seccomp;
 mod seccomp_default;
+mod security_profile;
 pub(crate) mod selinux;
 mod stop_signal;
 pub(crate) mod update;
 mod user;
+pub(crate) mod volumes;
 
 #[cfg(test)]
 mod tests;
@@ -77,6 +79,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) files: &'a Files,
     /// For each of `config.mounts`: what to bind where it has an `image` (`Images::mount_volume`). May be shorter.
     pub(crate) image_mounts: &'a [Option<PathBuf>],
+    /// For each path of [`volumes::paths`], the directory that is to be there.
+    pub(crate) volumes: &'a [(PathBuf, PathBuf)],
     /// The pod's SELinux level, as `s0:c1,c2`; empty without SELinux.
     pub(crate) selinux_level: &'a str,
 }
@@ -148,6 +152,9 @@ pub(crate) fn make(facts: &Facts, asked: &Asked<'_>) -> Result<Made> {
             if mount.selinux_relabel && !mounts::has_image(mount) {
                 relabel::relabel(&source.path, relabel::SELINUX, label)?;
             }
+        }
+        for (_, source) in asked.volumes {
+            relabel::relabel(source, relabel::SELINUX, label)?;
         }
     }
     Ok(made)
@@ -237,7 +244,13 @@ pub(crate) fn translate(facts: &Facts, asked: &Asked<'_>, found: &Found) -> Resu
     root.set_path(ROOTFS.into())
         .set_readonly(Some(context.readonly_rootfs));
     let namespaces = Namespaces::of(asked, &context, facts.cgroup2)?;
-    let mounts = Mounts::of(asked, mounts_of(asked, &context, &namespaces), &found.sources)?;
+    let container = mounts_of(asked, &context, &namespaces);
+    let mounts = Mounts::of(
+        asked,
+        container,
+        &found.sources,
+        (&namespaces.uids, &namespaces.gids),
+    )?;
     let process = process(facts, asked, &context, &user, found)?;
     let held = |capability| {
         let sets = process.capabilities().as_ref();

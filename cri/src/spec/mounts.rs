@@ -96,18 +96,28 @@ pub(super) struct Container {
 }
 
 impl Mounts {
-    /// Of a container. `found` is of each of `config.mounts`.
+    /// Of a container. `found` is of each of `config.mounts`; the id maps are those of its user namespace, for what its
+    /// image's volumes have.
     ///
     /// # Errors
     ///
     /// `InvalidArgument`: a mount that can't be.
-    pub(super) fn of(asked: &Asked<'_>, container: Container, found: &[Source]) -> Result<Self> {
+    pub(super) fn of(
+        asked: &Asked<'_>,
+        container: Container,
+        found: &[Source],
+        (uids, gids): (&[LinuxIdMapping], &[LinuxIdMapping]),
+    ) -> Result<Self> {
         let mut own = Self::default();
         let mut given: Vec<Mount> = Vec::with_capacity(asked.config.mounts.len());
         for (i, mount) in asked.config.mounts.iter().enumerate() {
             let source = found.get(i).cloned().unwrap_or_default();
             given.push(own.bind(i, mount, source)?);
         }
+        given.extend(asked.volumes.iter().map(|(destination, source)| {
+            let ids = (uids.to_vec(), gids.to_vec());
+            new(destination, "bind", source, &["rbind", "rprivate", "rw"], ids)
+        }));
         let replaced = |destination: &Path| {
             given.iter().any(|mount| {
                 let over = mount.destination();
@@ -178,7 +188,13 @@ impl Mounts {
         if uids.is_empty() != gids.is_empty() {
             return refuse("uidMappings", "uidMappings and gidMappings: both or none");
         }
-        Ok(new(&destination, "bind", &source.path, &options, (uids, gids)))
+        // Those of an image are mapped already.
+        let ids = if has_image(mount) {
+            Default::default()
+        } else {
+            (uids, gids)
+        };
+        Ok(new(&destination, "bind", &source.path, &options, ids))
     }
 
     /// The root passes on what its mounts pass on.
@@ -206,8 +222,8 @@ impl Mounts {
     }
 }
 
-/// Absolute, without `.` and `..`; a relative one is below the root.
-fn destination(path: &str) -> Option<PathBuf> {
+/// Absolute, without `.` and `..`; a relative one is below the root. `None`: the root, or no path.
+pub(super) fn destination(path: &str) -> Option<PathBuf> {
     if path.contains('\0') {
         return None;
     }

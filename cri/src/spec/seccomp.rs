@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Capability, LinuxSeccomp};
 
-use super::{Facts, seccomp_default};
+use super::{Facts, seccomp_default, security_profile};
 use crate::error::{Error, Kind, Result};
 use crate::proto::security_profile::ProfileType;
 use crate::proto::{ContainerConfig, LinuxContainerSecurityContext};
@@ -106,19 +106,7 @@ fn wanted(context: &LinuxContainerSecurityContext) -> Result<Wanted> {
         #[expect(deprecated, reason = "clients from before 1.19 have only this")]
         return by_name(&context.seccomp_profile_path);
     };
-    let kind = ProfileType::try_from(profile.profile_type).map_err(|_| {
-        Error::invalid(format_args!(
-            "{FIELD}.profile_type: {}: is none",
-            profile.profile_type
-        ))
-    })?;
-    if kind != ProfileType::Localhost && !profile.localhost_ref.is_empty() {
-        return Err(Error::invalid(format_args!(
-            "{FIELD}.localhost_ref: {:?}: is for profile_type Localhost only",
-            profile.localhost_ref
-        )));
-    }
-    match kind {
+    match security_profile::kind(FIELD, profile)? {
         ProfileType::RuntimeDefault => Ok(Wanted::Default),
         ProfileType::Unconfined => Ok(Wanted::Unconfined),
         ProfileType::Localhost => at(&profile.localhost_ref),

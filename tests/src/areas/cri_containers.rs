@@ -478,38 +478,6 @@ test!(
 );
 
 test!(
-    fn a_directory_of_the_host_is_mounted(t: &Test) -> Result {
-        with(t, |cri| {
-            let volume = t.path("volume");
-            fs::create_dir(&volume)?;
-            fs::write(volume.join("file"), "of the host")?;
-            let mount = |path: &str, readonly| Mount {
-                container_path: path.into(),
-                host_path: volume.display().to_string(),
-                readonly,
-                ..Mount::default()
-            };
-            let web = cri.pod()?.run_with("web", "sleep 1000", |config| {
-                config.mounts = vec![mount("/volume", false), mount("/read-only", true)];
-            })?;
-            web.exec(&["cat", "/read-only/file"])?.prints("of the host")?;
-            web.sh("echo of the container >/volume/other")?;
-            ensure!(fs::read_to_string(volume.join("other"))? == "of the container\n");
-            web.exec(&["touch", "/read-only/no"])?
-                .fails_with(&["Read-only"])?;
-            let mounts = web.status()?.mounts;
-            ensure!(
-                mounts
-                    .iter()
-                    .any(|mount| mount.container_path == "/read-only" && mount.readonly),
-                "{mounts:?}"
-            );
-            Ok(())
-        })
-    }
-);
-
-test!(
     fn a_pod_that_is_not_privileged_has_no_privileged_containers(t: &Test) -> Result {
         with(t, |cri| {
             let volume = t.path("volume");

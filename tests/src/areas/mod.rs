@@ -34,6 +34,7 @@ mod cri_crictl;
 mod cri_crictl_shapes;
 mod cri_events;
 mod cri_exec;
+mod cri_mounts;
 mod cri_network;
 mod cri_pods;
 mod cri_port_forward;

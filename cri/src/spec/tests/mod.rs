@@ -23,6 +23,7 @@ struct Case {
     image: Untrusted,
     files: Files,
     image_mounts: Vec<Option<PathBuf>>,
+    volumes: Vec<(PathBuf, PathBuf)>,
     target_pid: Option<u32>,
     found: Found,
 }
@@ -61,6 +62,7 @@ impl Case {
                 image: &self.image,
                 files: &self.files,
                 image_mounts: &self.image_mounts,
+                volumes: &self.volumes,
                 selinux_level: "",
             },
         )

@@ -516,18 +516,22 @@ async fn an_image_is_a_volume_until_its_container_goes() {
         .await
         .unwrap();
     let single = pull(&images, "b", &[base]).await.unwrap();
-    let volume = images.mount_volume("c1", &image, "").await.unwrap().path;
+    let volume = images.mount_volume("c1", &image, "", None).await.unwrap().path;
     assert_eq!(std::fs::read(volume.join("d/a")).unwrap(), b"a");
     assert_eq!(std::fs::read(volume.join("d/b")).unwrap(), b"b");
     assert!(
         std::fs::write(volume.join("d/c"), "c").is_err(),
         "it is read-only"
     );
-    let one = images.mount_volume("c1", &single, "in/a").await.unwrap().path;
+    let one = images
+        .mount_volume("c1", &single, "in/a", None)
+        .await
+        .unwrap()
+        .path;
     assert_eq!(std::fs::read(&one).unwrap(), b"a");
     assert!(std::fs::write(&one, "c").is_err(), "it is read-only");
     for wrong in ["none", "out", "d/../../x"] {
-        let error = images.mount_volume("c1", &single, wrong).await.unwrap_err();
+        let error = images.mount_volume("c1", &single, wrong, None).await.unwrap_err();
         assert!(error.to_string().contains(wrong), "{error}");
     }
     images.forget(&image.id).await.unwrap();

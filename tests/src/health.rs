@@ -2,7 +2,7 @@
 //! until the file is there. The one message that it knows is written by hand.
 
 use std::convert::Infallible;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use http_body_util::StreamBody;
@@ -38,7 +38,7 @@ pub(crate) fn serve(port: u16, sick: &Path) -> Result<()> {
 type Frames = StreamBody<tokio_stream::Iter<std::array::IntoIter<Result<Frame<Bytes>, Infallible>, 2>>>;
 
 /// HealthCheckResponse: its field 1 is 1 (SERVING) or 2.
-fn check(sick: &PathBuf) -> Response<Frames> {
+fn check(sick: &Path) -> Response<Frames> {
     let status = if sick.exists() { 2 } else { 1 };
     let message = Bytes::copy_from_slice(&[0, 0, 0, 0, 2, 0x08, status]);
     let mut trailers = HeaderMap::new();

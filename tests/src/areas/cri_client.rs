@@ -339,6 +339,20 @@ test!(
                 ensure!(inside.stdout.contains(text), "{text:?}\n{inside}");
             }
             ensure!(inside.stderr.contains("Read-only file system"), "{inside}");
+            let request = ContainerStatusRequest {
+                container_id: cri.containers()?.remove(0),
+                verbose: false,
+            };
+            let status = check("ContainerStatus", cri.container_status(request))?.status;
+            let resources = status
+                .and_then(|status| status.resources?.linux)
+                .context("no resources")?;
+            let limits = (
+                resources.memory_limit_in_bytes,
+                resources.cpu_quota,
+                resources.cpu_shares,
+            );
+            ensure!(limits == (64 << 20, 50_000, 512), "{resources:?}");
             said(cri, &["pod", "rm", "-t", "0", "web"])?.ok()?;
             ensure!(host.join("greeting").exists(), "the host's own files are gone");
             nothing_left(cri)

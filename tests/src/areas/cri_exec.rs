@@ -468,3 +468,40 @@ test!(
         })
     }
 );
+
+test!(
+    fn ports_are_forwarded_by_websocket_s_channels(t: &Test) -> Result {
+        with(t, |cri| {
+            only_ours(t)?;
+            let pod = cri.pod()?;
+            let web = pod.run("web", "echo ready; nc -ll -p 8080 -e cat")?;
+            web.logged("ready")?;
+            let url = |port: Vec<i32>| {
+                let request = PortForwardRequest {
+                    pod_sandbox_id: pod.id.clone(),
+                    port,
+                };
+                Ok::<_, anyhow::Error>(check("PortForward", cri.port_forward(request))?.url)
+            };
+            let protocol = "v4.channel.k8s.io";
+            // Of the call, or of the query: two channels for each, which begin with their port.
+            for opened in [url(vec![8080, 9])?, format!("{}?port=8080,9", url(Vec::new())?)] {
+                let mut client = WebSocket::open(&opened, protocol)?;
+                for (channel, port) in [(0, 8080_u16), (1, 8080), (2, 9), (3, 9)] {
+                    let first = [&[channel], port.to_le_bytes().as_slice()].concat();
+                    ensure!(
+                        client.next()? == Some((BINARY, first)),
+                        "{opened}: channel {channel}"
+                    );
+                }
+                client.until(3, "connect to localhost:9")?;
+                client.send(0, b"over and back")?;
+                client.until(0, "over and back")?;
+            }
+            let head = format!("{HEAD}Sec-WebSocket-Protocol: {protocol}\r\n");
+            let none = answer("GET", &url(Vec::new())?, &head)?;
+            ensure!(none.contains("400"), "{none}");
+            Ok(())
+        })
+    }
+);

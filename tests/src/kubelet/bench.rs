@@ -98,7 +98,6 @@ fn one_at_a_time(node: &Node<'_>, rows: &mut Rows) -> Result {
         "create_container",
         "start_container",
         "stop_podsandbox",
-        "remove_podsandbox",
     ] {
         let label = format!("operation_type=\"{operation}\"");
         let name = "kubelet_runtime_operations_duration_seconds";

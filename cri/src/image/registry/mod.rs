@@ -3,8 +3,8 @@
 //! ```text
 //! pull.rs --> fetch.rs     a registry's hosts in turn, retries; digests verified
 //!               blob.rs      a layer on its way: resumption, restarts
-//!               hosts.rs     which hosts: hosts.toml
-//!               auth.rs      credentials of the request -> Basic, or tokens
+//!               hosts.rs     which hosts: hosts.toml (values.rs)
+//!               auth.rs      credentials of the request -> Basic, or tokens (challenge.rs)
 //!               client.rs    HTTP to one host: requests, redirects
 //!                 connect.rs   names.rs proxy.rs tls.rs
 //!             manifest.rs  what was downloaded, read: index -> manifest -> layers (pure)
@@ -15,6 +15,7 @@
 
 pub(super) mod auth;
 mod blob;
+mod challenge;
 mod client;
 mod connect;
 pub(super) mod digest;
@@ -25,6 +26,7 @@ mod names;
 pub(crate) mod proxy;
 mod rounds;
 mod tls;
+mod values;
 
 use std::fmt;
 use std::time::Duration;

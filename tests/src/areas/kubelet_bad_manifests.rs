@@ -131,7 +131,7 @@ test!(
                 "cwd",
                 json!({"containers": [busybox_with("main", STAY, &cwd)]}),
             ))?;
-            names(&failed_to_start(node, "cwd")?, &["/etc/passwd/x"])
+            names(&failed_to_start(node, "cwd")?, &["/etc/passwd"])
         })
     }
 );

@@ -435,6 +435,7 @@ test!(
 test!(
     fn a_restarted_server_takes_its_input_from_no_container(t: &Test) -> Result {
         with(t, |cri| {
+            only_ours(t)?; // containerd's is SPDY alone
             let pod = cri.pod()?;
             let script = "while read -r line; do echo \"<$line>\"; done; echo eof";
             let container = pod.run_with("once", script, |config| {

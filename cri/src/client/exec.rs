@@ -64,20 +64,24 @@ pub(super) async fn exec(server: Server, arguments: &Arguments) -> Result<ExitCo
     };
     let url = answer("Exec", server.runtime().exec(request).await)?.url;
     let socket = Socket::open(&url).await.context("the streams of the command")?;
+    // First: a signal's death would leave the terminal raw.
+    let interrupt = Interrupt::listen()?;
     let raw = (tty && stdin).then(Raw::of_stdin).transpose()?;
-    let outcome = stream(socket, stdin, tty).await;
+    let outcome = stream(socket, interrupt, stdin, tty).await;
     drop(raw);
     match outcome {
         Err(error) if error.is::<Interrupted>() => Ok(ExitCode::from(130)),
         Err(error) => Err(error),
-        Ok(status) => ended(&status),
+        Ok(Some(status)) => ended(&status),
+        // Who does not read on has read enough.
+        Ok(None) => Ok(ExitCode::SUCCESS),
     }
 }
 
-/// Moves bytes until the command has ended; answers what the server says of its end.
-async fn stream(socket: Socket, stdin: bool, tty: bool) -> Result<Vec<u8>> {
+/// Moves bytes until the command has ended; answers what the server says of its end. `None`: nobody reads the output
+/// any more.
+async fn stream(socket: Socket, mut interrupt: Interrupt, stdin: bool, tty: bool) -> Result<Option<Vec<u8>>> {
     let (sender, receiver) = socket.split();
-    let mut interrupt = Interrupt::listen()?;
     // Side by side: a command that waits for its output to be taken takes no input.
     tokio::select! {
         status = receive(receiver) => status,
@@ -87,16 +91,22 @@ async fn stream(socket: Socket, stdin: bool, tty: bool) -> Result<Vec<u8>> {
     }
 }
 
-async fn receive(mut receiver: Receiver) -> Result<Vec<u8>> {
+async fn receive(mut receiver: Receiver) -> Result<Option<Vec<u8>>> {
     let mut status = Vec::new();
     while let Some((channel, data)) = receiver.next().await? {
-        match channel {
+        let read = match channel {
             Channel::Stdout => write(&mut std::io::stdout(), &data)?,
             Channel::Stderr => write(&mut std::io::stderr(), &data)?,
-            Channel::Error => status.extend_from_slice(&data),
+            Channel::Error => {
+                status.extend_from_slice(&data);
+                true
+            }
+        };
+        if !read {
+            return Ok(None);
         }
     }
-    Ok(status)
+    Ok(Some(status))
 }
 
 /// Input and sizes, until there is nothing more to send.
@@ -148,10 +158,12 @@ async fn send_size(sender: &mut Sender) -> Result<()> {
     sender.resize(size.columns, size.rows).await
 }
 
-fn write(to: &mut impl Write, data: &[u8]) -> Result<()> {
-    to.write_all(data)
-        .and_then(|()| to.flush())
-        .context("write the command's output")
+/// `false`: nobody reads any more.
+fn write(to: &mut impl Write, data: &[u8]) -> Result<bool> {
+    match to.write_all(data).and_then(|()| to.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).context("write the command's output"),
+    }
 }
 
 /// By the `metav1.Status` of Kubernetes.

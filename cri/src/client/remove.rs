@@ -1,12 +1,17 @@
 //! `rtc-cri pod rm`.
+//!
+//! ```text
+//! containers, sidecars stopped ── StopPodSandbox ── containers, volumes, logs removed ── RemovePodSandbox
+//! a step fails: the pod is still there, which alone says where its directories are, and can be removed again
+//! ```
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use rtc_cri::proto::{
-    Container, ContainerState, PodSandbox, RemovePodSandboxRequest, StopContainerRequest,
-    StopPodSandboxRequest,
+    Container, ContainerState, PodSandbox, RemoveContainerRequest, RemovePodSandboxRequest,
+    StopContainerRequest, StopPodSandboxRequest,
 };
 
 use super::arguments::{Arguments, Flag, Usage};
@@ -73,8 +78,41 @@ pub(super) async fn rm(server: Server, arguments: &Arguments) -> Result<ExitCode
 ///
 /// # Errors
 ///
-/// The server's; what is left of its directories.
+/// The server's; what is left of its directories. The pod is still there: call again.
 pub(super) async fn remove(server: &Server, pod: &PodSandbox, grace: Option<i64>) -> Result<()> {
+    stop_all(server, pod, grace).await?;
+    let mut removed = Vec::new();
+    for container in find::containers(server, pod).await? {
+        let request = RemoveContainerRequest {
+            container_id: container.id,
+        };
+        let answered = server.runtime().remove_container(request).await;
+        removed.push(answer("RemoveContainer", answered).map(drop));
+    }
+    removed.push(data(pod.annotations.get(DATA).map(Path::new)));
+    removed.push(logs(logs_of(pod).as_deref()));
+    all(removed)?;
+    let request = RemovePodSandboxRequest {
+        pod_sandbox_id: pod.id.clone(),
+    };
+    let answered = server.runtime().remove_pod_sandbox(request).await;
+    answer("RemovePodSandbox", answered).map(drop)
+}
+
+/// One error for all that there are.
+///
+/// # Errors
+///
+/// What failed, each told.
+pub(super) fn all(results: impl IntoIterator<Item = Result<()>>) -> Result<()> {
+    let failed = results.into_iter().filter_map(Result::err);
+    let told: Vec<String> = failed.map(|error| format!("{error:#}")).collect();
+    ensure!(told.is_empty(), "{}", told.join("; "));
+    Ok(())
+}
+
+/// Stops the containers, each in its time, then the pod.
+async fn stop_all(server: &Server, pod: &PodSandbox, grace: Option<i64>) -> Result<()> {
     let containers = find::containers(server, pod).await?;
     let running = containers.into_iter().filter(|container| {
         matches!(
@@ -104,21 +142,7 @@ pub(super) async fn remove(server: &Server, pod: &PodSandbox, grace: Option<i64>
     let request = StopPodSandboxRequest {
         pod_sandbox_id: pod.id.clone(),
     };
-    answer("StopPodSandbox", server.runtime().stop_pod_sandbox(request).await)?;
-    let request = RemovePodSandboxRequest {
-        pod_sandbox_id: pod.id.clone(),
-    };
-    answer(
-        "RemovePodSandbox",
-        server.runtime().remove_pod_sandbox(request).await,
-    )?;
-    if let Some(data) = pod.annotations.get(DATA) {
-        volumes::remove(Path::new(data))?;
-    }
-    if let Some(logs) = logs(pod) {
-        remove_logs(&logs)?;
-    }
-    Ok(())
+    answer("StopPodSandbox", server.runtime().stop_pod_sandbox(request).await).map(drop)
 }
 
 async fn stop(server: &Server, container: &Container, grace: Option<i64>) -> Result<()> {
@@ -134,19 +158,31 @@ async fn stop(server: &Server, container: &Container, grace: Option<i64>) -> Res
 }
 
 /// The directory of a pod's logs, where `pod run` made it: it has the pod's name.
-fn logs(pod: &PodSandbox) -> Option<PathBuf> {
+fn logs_of(pod: &PodSandbox) -> Option<PathBuf> {
     let logs = PathBuf::from(pod.annotations.get(LOGS)?);
     let metadata = pod.metadata.as_ref()?;
     let name = Place::log_name(&metadata.namespace, &metadata.name, &metadata.uid);
     (logs.is_absolute() && logs.file_name()?.to_str()? == name).then_some(logs)
 }
 
-/// Removes a pod's logs.
+/// Removes a pod's directory of volumes, where it has one.
+///
+/// # Errors
+///
+/// Those of [`volumes::remove`].
+pub(super) fn data(data: Option<&Path>) -> Result<()> {
+    data.map_or(Ok(()), volumes::remove)
+}
+
+/// Removes a pod's logs, where it has any.
 ///
 /// # Errors
 ///
 /// What can't be removed.
-pub(super) fn remove_logs(logs: &Path) -> Result<()> {
+pub(super) fn logs(logs: Option<&Path>) -> Result<()> {
+    let Some(logs) = logs else {
+        return Ok(());
+    };
     match std::fs::remove_dir_all(logs) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(anyhow::anyhow!("remove {}: {error}", logs.display()))
@@ -162,6 +198,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn all_that_failed_is_told() {
+        all([Ok(()), Ok(())]).unwrap();
+        let failed = |text: &'static str| Err(anyhow::anyhow!(text));
+        let error = all([failed("a"), Ok(()), failed("b")]).unwrap_err();
+        assert_eq!(error.to_string(), "a; b");
+    }
+
+    #[test]
     fn only_a_directory_that_has_the_pod_s_name_is_its_logs() {
         let pod = |path: &str| PodSandbox {
             metadata: Some(PodSandboxMetadata {
@@ -174,7 +218,7 @@ mod tests {
             ..PodSandbox::default()
         };
         assert_eq!(
-            logs(&pod("/var/log/pods/a_web_u")),
+            logs_of(&pod("/var/log/pods/a_web_u")),
             Some("/var/log/pods/a_web_u".into())
         );
         for path in [
@@ -185,7 +229,7 @@ mod tests {
             "/var/log/pods/a_web_v",
             "/var/log/pods/a_web_u/..",
         ] {
-            assert_eq!(logs(&pod(path)), None, "{path}");
+            assert_eq!(logs_of(&pod(path)), None, "{path}");
         }
     }
 }

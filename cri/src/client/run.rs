@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::io::Read as _;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -121,11 +122,10 @@ fn place(pod: &Pod, arguments: &Arguments) -> Result<Place> {
         std::path::absolute(&given).with_context(|| given.display().to_string())
     };
     let data: PathBuf = directory("data", DATA)?.join(&uid);
-    ensure!(
-        !data.exists(),
-        "metadata.uid: {uid:?}: a pod has it: {} is there",
-        data.display()
-    );
+    // Before all is pulled in vain; what counts is `Runner::claim`.
+    if data.exists() {
+        return Err(taken(&uid, &data));
+    }
     Ok(Place {
         logs: directory("logs", LOGS)?.join(Place::log_name(&pod.namespace, &pod.name, &uid)),
         data,
@@ -135,6 +135,26 @@ fn place(pod: &Pod, arguments: &Arguments) -> Result<Place> {
         memory: memory()?,
         dns: resolver(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
     })
+}
+
+fn taken(uid: &str, path: &Path) -> anyhow::Error {
+    anyhow!(
+        "metadata.uid: {uid:?}: a pod has it: {} is there: rtc-cri pod rm removes the pod, or give another uid",
+        path.display()
+    )
+}
+
+/// Makes a directory that must not be there; its parents may be. `None`: it is there.
+fn make_new(path: &Path, mode: u32) -> std::io::Result<Option<()>> {
+    let mut builder = fs::DirBuilder::new();
+    builder.mode(mode);
+    if let Some(parent) = path.parent() {
+        builder.recursive(true).create(parent)?;
+    }
+    match builder.recursive(false).create(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(None),
+        made => made.map(Some),
+    }
 }
 
 /// A random one (RFC 9562, version 4), as the API server gives.
@@ -181,17 +201,27 @@ struct Runner {
     quiet: bool,
 }
 
+/// What a run has made so far: no more than that is its to take back.
+#[derive(Debug, Default)]
+struct Made {
+    data: bool,
+    logs: bool,
+    sandbox: Option<PodSandbox>,
+}
+
 impl Runner {
     /// All steps; what they made is taken back where one fails. Answers what is to be said.
     async fn whole(&self, interrupt: &mut Interrupt) -> Result<String> {
         self.refuse_another().await?;
         self.pull(interrupt).await?;
-        let mut sandbox = None;
-        let made = self.make(interrupt, &mut sandbox).await;
-        let Err(error) = made else {
-            return made;
+        // That took its time.
+        self.refuse_another().await?;
+        let mut made = Made::default();
+        let outcome = self.make(interrupt, &mut made).await;
+        let Err(error) = outcome else {
+            return outcome;
         };
-        if let Err(left) = self.undo(sandbox).await {
+        if let Err(left) = self.undo(made).await {
             return Err(error.context(format!("and taking it back failed: {left:#}")));
         }
         Err(error)
@@ -240,10 +270,18 @@ impl Runner {
         Ok(())
     }
 
-    async fn make(&self, interrupt: &mut Interrupt, made: &mut Option<PodSandbox>) -> Result<String> {
+    /// Makes a directory, which says that the pod's uid is this run's: one that is there is another's.
+    fn claim(&self, path: &Path, mode: u32) -> Result<()> {
+        let made = make_new(path, mode).with_context(|| format!("mkdir {}", path.display()))?;
+        made.ok_or_else(|| taken(&self.place.uid, path))
+    }
+
+    async fn make(&self, interrupt: &mut Interrupt, made: &mut Made) -> Result<String> {
+        self.claim(&self.place.data, 0o750)?;
+        made.data = true;
         volumes::make(&self.pod, &self.place.data)?;
-        fs::create_dir_all(&self.place.logs)
-            .with_context(|| format!("mkdir {}", self.place.logs.display()))?;
+        self.claim(&self.place.logs, 0o755)?;
+        made.logs = true;
         let config = request::sandbox(&self.pod, &self.place);
         let run = RunPodSandboxRequest {
             config: Some(config.clone()),
@@ -251,9 +289,11 @@ impl Runner {
         };
         // It can't be taken back while it is on its way.
         let id = answer("RunPodSandbox", self.server.runtime().run_pod_sandbox(run).await)?.pod_sandbox_id;
-        let sandbox = made.insert(PodSandbox {
+        self.refuse_other(&id).await?;
+        let sandbox = made.sandbox.insert(PodSandbox {
             id,
             metadata: config.metadata.clone(),
+            annotations: config.annotations.clone(),
             ..PodSandbox::default()
         });
         for container in &self.pod.containers {
@@ -265,6 +305,22 @@ impl Runner {
             }
         }
         self.said(sandbox).await
+    }
+
+    /// RunPodSandbox answers with the id of a pod that is there, where it has this one's name and uid: one of another
+    /// client, or of a run with other directories.
+    async fn refuse_other(&self, id: &str) -> Result<()> {
+        let pods = find::pods(&self.server).await?;
+        let data = pods
+            .iter()
+            .find(|pod| pod.id == id)
+            .and_then(|pod| pod.annotations.get(request::DATA));
+        ensure!(
+            data.is_some_and(|data| Path::new(data) == self.place.data),
+            "metadata.uid: {:?}: a pod has it, which was run meanwhile: {id}",
+            self.place.uid
+        );
+        Ok(())
     }
 
     async fn said(&self, sandbox: &PodSandbox) -> Result<String> {
@@ -366,13 +422,14 @@ impl Runner {
         }
     }
 
-    async fn undo(&self, sandbox: Option<PodSandbox>) -> Result<()> {
-        if let Some(sandbox) = sandbox {
-            // Nobody waits for what was never whole.
-            remove::remove(&self.server, &sandbox, Some(1)).await?;
+    async fn undo(&self, made: Made) -> Result<()> {
+        if let Some(sandbox) = made.sandbox {
+            // With its directories. Nobody waits for what was never whole.
+            return remove::remove(&self.server, &sandbox, Some(1)).await;
         }
-        volumes::remove(&self.place.data)?;
-        remove::remove_logs(&self.place.logs)
+        let data = made.data.then_some(self.place.data.as_path());
+        let logs = made.logs.then_some(self.place.logs.as_path());
+        remove::all([remove::data(data), remove::logs(logs)])
     }
 }
 
@@ -386,6 +443,16 @@ mod tests {
         let lengths: Vec<usize> = uid.split('-').map(str::len).collect();
         assert_eq!(lengths, [8, 4, 4, 4, 12]);
         assert_eq!(&uid[14..15], "4");
+    }
+
+    #[test]
+    fn a_directory_that_is_there_is_not_made_again() {
+        let root = std::env::temp_dir().join(format!("rtc-cri-{}-claim", std::process::id()));
+        let path = root.join("pods/u");
+        assert_eq!(make_new(&path, 0o750).unwrap(), Some(()));
+        assert_eq!(make_new(&path, 0o750).unwrap(), None);
+        assert_eq!(make_new(&root.join("pods/v"), 0o750).unwrap(), Some(()));
+        fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

@@ -9,7 +9,7 @@
 
 use std::fs;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -25,18 +25,18 @@ use super::manifest::{Container, Pod, Source, Volume, VolumeMount};
 /// A directory without it is never removed.
 const MARK: &str = ".rtc-cri-pod";
 
-/// Makes the volumes of a pod in its directory.
+/// Makes the volumes of a pod in its directory, which is there and new.
 ///
 /// # Errors
 ///
 /// What can't be made, or is not what the manifest says.
 pub(super) fn make(pod: &Pod, data: &Path) -> Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o750)
-        .create(data)
-        .with_context(|| format!("mkdir {}", data.display()))?;
-    fs::write(data.join(MARK), "").with_context(|| format!("write to {}", data.display()))?;
+    if let Err(error) = fs::write(data.join(MARK), "") {
+        // Without the mark it would stay.
+        let _ = fs::remove_file(data.join(MARK));
+        let _ = fs::remove_dir(data);
+        return Err(error).with_context(|| format!("write to {}", data.display()));
+    }
     for volume in &pod.volumes {
         let made = match &volume.source {
             Source::Empty { memory, limit } => empty(pod, &directory(data, volume), *memory, *limit),
@@ -210,7 +210,24 @@ pub(super) fn remove(data: &Path) -> Result<()> {
     if let [path, ..] = &mounted_below(data)?[..] {
         bail!("{}: is still mounted", path.display());
     }
-    fs::remove_dir_all(data).with_context(|| format!("remove {}", data.display()))
+    remove_unmounted(data).with_context(|| format!("remove {}", data.display()))
+}
+
+/// The mark last: what fails can be tried again.
+fn remove_unmounted(data: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(data)? {
+        let entry = entry?;
+        if entry.file_name() == MARK {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::remove_file(data.join(MARK))?;
+    fs::remove_dir(data)
 }
 
 fn mounted_below(directory: &Path) -> Result<Vec<PathBuf>> {
@@ -269,6 +286,8 @@ mod tests {
         let error = remove(&root).unwrap_err().to_string();
         assert!(error.contains("is not removed"), "{error}");
         fs::write(root.join(MARK), "").unwrap();
+        fs::create_dir_all(root.join("volumes/v")).unwrap();
+        fs::write(root.join("file"), "").unwrap();
         remove(&root).unwrap();
         assert!(!root.exists());
         remove(&root).unwrap();

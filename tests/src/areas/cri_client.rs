@@ -197,6 +197,12 @@ test!(
             )?
             .prints("out")?;
             ensure!(both.stderr == "err\n", "{both}");
+            // Who does not read on has read enough.
+            let head = client(cri, &["pod", "exec", "web", "--", "yes"])
+                .redirect("| /bin/busybox head -n 1")
+                .run()?
+                .prints("y")?;
+            ensure!(head.stderr.is_empty(), "{head}");
             said(cri, &["pod", "exec", "web", "--", "/no/such"])?.fails_with(&["/no/such"])?;
             said(cri, &["pod", "exec", "web"])?
                 .code(2)?
@@ -397,6 +403,76 @@ test!(
             run.wait()?
                 .code(130)?
                 .fails_with(&["interrupted", "taken back"])?;
+            said(cri, &["pod", "ls", "-q"])?.prints("")?;
+            nothing_left(cri)
+        })
+    }
+);
+
+test!(
+    fn of_two_runs_with_one_uid_one_fails_and_leaves_the_other_alone(t: &Test) -> Result {
+        only_ours(t)?;
+        with(t, |cri| {
+            cri.start_registry()?;
+            let uid = "6b1d3f7e-0000-4000-8000-000000000001";
+            let manifest = one("web", "echo serving; sleep 1000")
+                .replace("metadata:\n", &format!("metadata:\n  uid: {uid}\n"));
+            // Both begin before there is a pod, since both must pull.
+            let second = runs(cri, &manifest)?.redirect(">second 2>&1");
+            let first = runs(cri, &manifest)?.redirect(">first 2>&1").spawn()?;
+            let second = second.spawn()?;
+            let codes = [first.wait()?.code, second.wait()?.code];
+            let said_by = |name: &str| fs::read_to_string(cri.t.directory.join(name));
+            let (first, second) = (said_by("first")?, said_by("second")?);
+            let failed = match codes {
+                [0, 1] => &second,
+                [1, 0] => &first,
+                _ => anyhow::bail!("{codes:?}\n{first}\n{second}"),
+            };
+            ensure!(
+                ["is there already", "a pod has it"]
+                    .iter()
+                    .any(|text| failed.contains(text)),
+                "{failed}"
+            );
+            ensure!(data(cri).join(uid).is_dir(), "the pod's volumes are gone");
+            until("the log", || {
+                let logs = said(cri, &["pod", "logs", "web"])?.ok()?;
+                Ok((logs.stdout == "serving\n").then_some(()))
+            })?;
+            said(cri, &["pod", "exec", "web", "--", "echo", "in"])?.prints("in")?;
+            said(cri, &["pod", "rm", "web"])?.ok()?;
+            nothing_left(cri)?;
+            // Somebody's logs of that name stay.
+            let others = logs(cri).join(format!("default_web_{uid}"));
+            fs::create_dir_all(&others)?;
+            runs(cri, &manifest)?.run()?.code(1)?.fails_with(&[
+                uid,
+                "a pod has it",
+                &others.display().to_string(),
+            ])?;
+            fs::remove_dir(&others).context("the logs that were there")?;
+            nothing_left(cri)
+        })
+    }
+);
+
+test!(
+    fn a_removal_that_failed_is_done_again(t: &Test) -> Result {
+        only_ours(t)?;
+        with(t, |cri| {
+            cri.busybox()?;
+            let run = runs(cri, &one("web", "sleep 1000"))?.run()?.ok()?;
+            let mut entries = fs::read_dir(data(cri))?.flatten();
+            let mark = entries.next().context("no volumes")?.path().join(".rtc-cri-pod");
+            fs::remove_file(&mark)?;
+            said(cri, &["pod", "rm", "web"])?
+                .code(1)?
+                .fails_with(&["pod default/web", "is not removed"])?;
+            said(cri, &["pod", "ls", "-q"])?.prints(run.value_of("id:")?)?;
+            ensure!(fs::read_dir(logs(cri))?.next().is_none(), "its logs are left");
+            fs::write(&mark, "")?;
+            said(cri, &["pod", "rm", "web"])?.prints("default/web")?;
             said(cri, &["pod", "ls", "-q"])?.prints("")?;
             nothing_left(cri)
         })

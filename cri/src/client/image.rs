@@ -127,7 +127,9 @@ pub(super) async fn fetch(
     };
     bar.end();
     let id = answer("PullImage", result)?.image_ref;
-    let came = last.map_or(String::new(), |step| format!("{}, ", size(step.size)));
+    // A quick pull may have ended before its manifest was seen: its size is not known.
+    let known = last.filter(|step| step.layers > 0);
+    let came = known.map_or(String::new(), |step| format!("{}, ", size(step.size)));
     eprintln!(
         "pulled {}: {came}{:.1} s",
         terminal::harmless(name),

@@ -2,6 +2,7 @@
 //! process is `""` where an exec has its id.
 
 use std::path::Path;
+use std::time::Duration;
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;
@@ -11,6 +12,10 @@ use rtc_shim::protocol::AttachRequest;
 
 use super::{Exit, LONG, SHORT, Shim};
 use crate::error::Result;
+
+/// How long the start of an exec may take: longer than the shim lets it, so that the last word is the shim's, and no process
+/// starts that nobody waits for.
+const START: Duration = LONG.saturating_add(Duration::from_secs(10));
 
 /// FIFOs that are there already; `None`: /dev/null.
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +76,7 @@ impl Shim {
             exec_id: exec_id.to_owned(),
             ..Default::default()
         };
-        self.call("Start", LONG, |context| self.tasks.start(context, &request))
+        self.call("Start", START, |context| self.tasks.start(context, &request))
             .await
             .map(drop)
     }

@@ -3,7 +3,8 @@
 //! ```text
 //! output ends                    the container has ended, or its client was too slow: the end
 //! input ends, `stdin_once`       the container's input ends, for good; the output goes on
-//! input ends, else               others may attach and go on; the end, when nothing more is said for a while
+//! input ends, or it's a terminal others may attach and go on; the end, when nothing more is said for a while
+//! the server ends                the input stays open, as everything of a container
 //! ```
 
 use std::convert::Infallible;
@@ -61,18 +62,27 @@ pub(super) async fn serve(node: &Arc<Node>, request: &AttachRequest, remote: Rem
         tokio::join!(attached.feed(stdin, &tell), attached.resize(resize));
         std::future::pending::<Infallible>().await
     };
-    let outcome = tokio::select! {
-        outcome = whole => Some(outcome),
+    let (outcome, detached) = tokio::select! {
+        outcome = whole => (Some(outcome), false),
         never = beside => match never {},
-        why = over(&queue, &mut notice) => why.map(|why| Outcome::Failed(format!("detached: {why}"))),
+        why = over(&queue, &mut notice) => {
+            let detached = why.is_some();
+            (why.map(|why| Outcome::Failed(format!("detached: {why}"))), detached)
+        }
     };
     drop(queue);
-    match outcome {
-        Some(outcome) => {
-            tokio::join!(end.tell(&outcome), attached.end_input());
+    let told = async {
+        if let Some(outcome) = outcome {
+            end.tell(&outcome).await;
         }
-        None => attached.end_input().await,
-    }
+    };
+    // A server that ends, or an idle client's, takes the input from nobody.
+    let input = async {
+        if !detached {
+            attached.end_input().await;
+        }
+    };
+    tokio::join!(told, input);
 }
 
 async fn begin(node: &Arc<Node>, request: &AttachRequest) -> Result<(Attached, Outputs)> {
@@ -97,10 +107,9 @@ async fn begin(node: &Arc<Node>, request: &AttachRequest) -> Result<(Attached, O
     let attached = Attached {
         shim,
         stdin: (request.stdin && record.config.stdin).then(|| bundle.join("stdin")),
-        once: request.stdin && record.config.stdin_once,
-        waits: !record.config.stdin_once || terminal,
+        once: record.config.stdin_once && !terminal,
         container,
-        _fifos: fifos,
+        fifos,
     };
     Ok((attached, outputs))
 }
@@ -111,11 +120,9 @@ struct Attached {
     container: Arc<Container>,
     /// The container's input, where the client gives it.
     stdin: Option<PathBuf>,
-    /// The container's input ends with the client's.
+    /// The container's input ends with the client's. A terminal's does not: its client may come back, as under containerd.
     once: bool,
-    /// With the end of its input the client has said all, and waits for the end.
-    waits: bool,
-    _fifos: Fifos,
+    fifos: Fifos,
 }
 
 impl Attached {
@@ -126,10 +133,10 @@ impl Attached {
         };
         feed(path, &mut input).await;
         drop(input);
-        if self.waits {
-            enough.send_replace(true);
-        } else {
+        if self.once {
             self.end_input().await;
+        } else {
+            enough.send_replace(true);
         }
     }
 
@@ -159,7 +166,7 @@ impl Attached {
 
     /// Why the output has ended, or that there was none.
     async fn outcome(&self, mut enough: watch::Receiver<bool>) -> Outcome {
-        let wants_output = self._fifos.stdio().stdout.is_some() || self._fifos.stdio().stderr.is_some();
+        let wants_output = self.fifos.stdio().stdout.is_some() || self.fifos.stdio().stderr.is_some();
         let patience = async {
             match wants_output {
                 true => tokio::time::sleep(PATIENCE).await,

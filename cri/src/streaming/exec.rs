@@ -100,8 +100,11 @@ async fn start(node: &Arc<Node>, request: &ExecRequest) -> Result<(Running, Outp
         exec_id,
         fifos,
     } = &running;
-    shim.add_exec(container, exec_id, &process, fifos.stdio()).await?;
-    match shim.start_exec(container, exec_id).await {
+    let started = async {
+        shim.add_exec(container, exec_id, &process, fifos.stdio()).await?;
+        shim.start_exec(container, exec_id).await
+    };
+    match started.await {
         Ok(()) => Ok((running, outputs)),
         Err(error) => {
             running.end().await;

@@ -26,7 +26,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 use super::connection::{self, Ending, Why};
@@ -43,6 +43,8 @@ use crate::service::Running;
 
 /// How long a client may take to say what it wants, its TLS included.
 const GREETING: Duration = Duration::from_secs(30);
+/// Connections that may be at that.
+const GREETED_MAX: usize = 512;
 /// The largest head of a request, in bytes.
 const HEAD_MAX: usize = 64 << 10;
 
@@ -137,6 +139,7 @@ pub(crate) async fn serve(node: Arc<Node>) {
         Err(error) => return log::error(format_args!("streams: {error}")),
     };
     let mut end = streaming.end.subscribe();
+    let room = Arc::new(Semaphore::new(GREETED_MAX));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -144,7 +147,15 @@ pub(crate) async fn serve(node: Arc<Node>) {
         };
         match accepted {
             Ok((client, _)) => {
-                tokio::spawn(greet(Arc::clone(&node), client));
+                // Descriptors are everybody's: who has no token is not to take them all.
+                let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
+                    continue;
+                };
+                let node = Arc::clone(&node);
+                tokio::spawn(async move {
+                    greet(node, client).await;
+                    drop(place);
+                });
             }
             Err(error) => {
                 // Descriptors may be all in use, which a moment may change.

@@ -49,16 +49,23 @@ pub(super) struct Feed(mpsc::Sender<Bytes>);
 #[derive(Debug)]
 pub(super) struct Output {
     id: Id,
-    queue: Queue,
     finished: bool,
-    /// Ends where the client resets this one stream.
-    cut: Option<watch::Receiver<()>>,
+    watch: Watch,
 }
 
-/// The framing's hold on an [`Output`]. Dropping it lets the output know that the client takes no more of it.
+/// Sees the client go, or reset one stream: for who still works on a stream whose [`Output`] is finished. It keeps the
+/// connection open as an output does.
+#[derive(Debug, Clone)]
+pub(super) struct Watch {
+    queue: Queue,
+    /// Its sender's end, while it says `false`: the client has reset this one stream.
+    cut: Option<watch::Receiver<bool>>,
+}
+
+/// The framing's hold on an [`Output`]. Dropping it lets the output, and its [`Watch`], know that the client has reset it.
 #[derive(Debug)]
 pub(super) struct Hold {
-    _cut: watch::Sender<()>,
+    released: watch::Sender<bool>,
 }
 
 /// Where all outputs of a connection put what they send.
@@ -137,18 +144,20 @@ impl Queue {
     pub(super) fn output(&self, id: Id) -> Output {
         Output {
             id,
-            queue: self.clone(),
             finished: false,
-            cut: None,
+            watch: Watch {
+                queue: self.clone(),
+                cut: None,
+            },
         }
     }
 
     /// The output half of a stream that a client can reset alone.
     pub(super) fn held_output(&self, id: Id) -> (Output, Hold) {
-        let (hold, cut) = watch::channel(());
+        let (released, cut) = watch::channel(false);
         let mut output = self.output(id);
-        output.cut = Some(cut);
-        (output, Hold { _cut: hold })
+        output.watch.cut = Some(cut);
+        (output, Hold { released })
     }
 
     /// For who makes outputs as long as somebody else wants them.
@@ -178,6 +187,31 @@ impl WeakQueue {
     }
 }
 
+impl Hold {
+    /// Both halves were closed in good order. That is no reset: what came before is still to be taken.
+    pub(super) fn release(self) {
+        self.released.send_replace(true);
+    }
+}
+
+impl Watch {
+    /// Waits until the client has gone, or has reset this stream.
+    pub(super) async fn closed(&self) {
+        let cut = async {
+            if let Some(mut cut) = self.cut.clone()
+                && cut.wait_for(|released| *released).await.is_err()
+            {
+                return;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = cut => {}
+            () = self.queue.closed() => {}
+        }
+    }
+}
+
 impl Output {
     /// Sends a piece; waits for room.
     ///
@@ -188,43 +222,38 @@ impl Output {
         while !data.is_empty() {
             let piece = data.split_to(data.len().min(QUEUE_MAX));
             let size = u32::try_from(piece.len().max(PIECE_MIN)).map_err(|_| Gone)?;
-            let room = Arc::clone(&self.queue.room).acquire_many_owned(size);
+            let room = Arc::clone(&self.watch.queue.room).acquire_many_owned(size);
             let room = tokio::select! {
                 biased;
                 () = self.closed() => return Err(Gone),
                 room = room => room.map_err(|_| Gone)?,
             };
-            self.queue.send(self.id, Message::Data(piece, room))?;
+            self.watch.queue.send(self.id, Message::Data(piece, room))?;
         }
         Ok(())
     }
 
     /// Waits until the client has gone, or has reset this stream.
     pub(super) async fn closed(&self) {
-        let cut = async {
-            match self.cut.clone() {
-                // Nothing is ever sent: this is its sender's end.
-                Some(mut cut) => drop(cut.changed().await),
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = cut => {}
-            () = self.queue.closed() => {}
-        }
+        self.watch.closed().await;
+    }
+
+    /// What outlives it.
+    pub(super) fn watch(&self) -> Watch {
+        self.watch.clone()
     }
 
     /// Closes our half: the client reads its end.
     pub(super) fn finish(mut self) {
         self.finished = true;
-        let _ = self.queue.send(self.id, Message::End);
+        let _ = self.watch.queue.send(self.id, Message::End);
     }
 }
 
 impl Drop for Output {
     fn drop(&mut self) {
         if !self.finished {
-            let _ = self.queue.send(self.id, Message::Reset);
+            let _ = self.watch.queue.send(self.id, Message::Reset);
         }
     }
 }
@@ -286,6 +315,24 @@ mod tests {
         output.closed().await;
         assert_eq!(output.send("x".into()).await, Err(Gone));
         other.send("x".into()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_watch_outlives_its_output_and_tells_a_reset_from_an_end() {
+        let (queue, outbox) = queue();
+        let (output, hold) = queue.held_output(1);
+        let (other, other_hold) = queue.held_output(3);
+        let (reset, ended) = (output.watch(), other.watch());
+        output.finish();
+        other.finish();
+        drop(hold);
+        reset.closed().await;
+        other_hold.release();
+        let waiting = tokio::spawn(async move { ended.closed().await });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(outbox);
+        waiting.await.unwrap();
     }
 
     #[tokio::test]

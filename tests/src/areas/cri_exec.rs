@@ -419,9 +419,50 @@ test!(
                 b"until stty size | grep '17 91'; do sleep 0.1; done; echo $((6*7))\n",
             )?;
             client.until(STDOUT, "42")?;
+            // Its client may come back, though its input is to be given once.
+            drop(client);
+            let mut client = attach(&terminal, true)?;
+            client.send(STDIN, b"echo $((7*8))\n")?;
+            client.until(STDOUT, "56")?;
             client.send(STDIN, b"exit\n")?;
             let said = client.all()?;
             ensure!(said.status()?["status"] == "Success", "{said:?}");
+            Ok(())
+        })
+    }
+);
+
+test!(
+    fn a_restarted_server_takes_its_input_from_no_container(t: &Test) -> Result {
+        with(t, |cri| {
+            only_ours(t)?; // containerd's is SPDY alone
+            let pod = cri.pod()?;
+            let script = "while read -r line; do echo \"<$line>\"; done; echo eof";
+            let container = pod.run_with("once", script, |config| {
+                (config.stdin, config.stdin_once) = (true, true);
+            })?;
+            let attach = || {
+                let request = AttachRequest {
+                    container_id: container.id.clone(),
+                    stdin: true,
+                    stdout: true,
+                    ..AttachRequest::default()
+                };
+                WebSocket::open(&check("Attach", cri.attach(request))?.url, V5)
+            };
+            let mut client = attach()?;
+            client.send(STDIN, b"one\n")?;
+            client.until(STDOUT, "<one>")?;
+            cri.end()?;
+            cri.start_server()?;
+            container.is(ContainerState::ContainerRunning)?;
+            let mut client = attach()?;
+            client.send(STDIN, b"two\n")?;
+            client.until(STDOUT, "<two>")?;
+            client.frame(BINARY, &[CLOSE, STDIN])?;
+            client.all()?;
+            ensure!(container.ended()?.exit_code == 0);
+            container.logged("eof")?;
             Ok(())
         })
     }

@@ -7,6 +7,8 @@
 //! no connection          text on its error stream, its data stream reset
 //! the pod closes a half  data ends; the client may go on
 //! the pod resets it      data reset. No text: kubectl takes any for the end of all its connections
+//! the client resets it   the pod's connection is closed, whatever waits for it (kubectl does so once the pod's half ends)
+//! the pod takes nothing  data reset after a while (`Stall::Reset`): the others wait behind it
 //! ```
 //!
 //! What becomes of one connection is no matter of the others. All of them end with the client's, and with the pod.
@@ -200,8 +202,14 @@ async fn connection(pod: Pod, sandbox: String, forward: Forward) {
 /// The pod or the client has reset it, and so it is reset for the other one.
 async fn copy(mut socket: TcpStream, input: Input, output: Output) -> io::Result<()> {
     let (from, to) = socket.split();
-    tokio::try_join!(to_pod(input, to), from_pod(from, output))?;
-    Ok(())
+    // The output is finished with the pod's half; the client may reset the stream after that, and the pod may never take
+    // what `to_pod` has for it.
+    let watch = output.watch();
+    let both = async { tokio::try_join!(to_pod(input, to), from_pod(from, output)) };
+    tokio::select! {
+        ended = both => ended.map(drop),
+        () = watch.closed() => Err(io::ErrorKind::ConnectionAborted.into()),
+    }
 }
 
 async fn to_pod(mut input: Input, mut to: WriteHalf<'_>) -> io::Result<()> {
@@ -217,10 +225,7 @@ async fn to_pod(mut input: Input, mut to: WriteHalf<'_>) -> io::Result<()> {
 
 async fn from_pod(from: ReadHalf<'_>, output: Output) -> io::Result<()> {
     loop {
-        tokio::select! {
-            readable = from.readable() => readable?,
-            () = output.closed() => return Err(io::ErrorKind::ConnectionAborted.into()),
-        }
+        from.readable().await?;
         // Not before: a connection that is silent holds no buffer.
         let mut buffer = Vec::with_capacity(PIECE_MAX);
         match from.try_read_buf(&mut buffer) {

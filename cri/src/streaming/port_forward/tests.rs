@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::super::spdy::client::{Client, Frame};
-use super::super::stream::Id;
+use super::super::stream::{self, Feed, Hold, Id, Message, Outbox};
 use super::*;
 
 type Ended = JoinHandle<std::result::Result<(), Malformed>>;
@@ -130,6 +131,60 @@ async fn a_reset_is_passed_on_and_ends_no_other() {
     // And the client's.
     client.reset(other).await;
     assert_eq!(other_pod.read(&mut [0; 9]).await.unwrap_or_default(), 0);
+}
+
+/// A copy whose pod has said all it has to say, and takes no more; what it was sent, in bytes.
+struct Stuck {
+    pod: TcpStream,
+    feed: Feed,
+    hold: Hold,
+    sent: usize,
+    copy: JoinHandle<io::Result<()>>,
+    _outbox: Outbox,
+}
+
+async fn stuck() -> Stuck {
+    let (listener, _) = listen().await;
+    let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (mut pod, _) = listener.accept().await.unwrap();
+    let (queue, mut outbox) = stream::queue();
+    let ((feed, input), (output, hold)) = (stream::input(), queue.held_output(1));
+    let copy = tokio::spawn(copy(socket, input, output));
+    pod.shutdown().await.unwrap();
+    assert!(matches!(outbox.next().await, Some((1, Message::End))));
+    let (data, mut sent) = (Bytes::from(vec![0; 256 << 10]), 0);
+    while let Ok(put) = timeout(Duration::from_millis(200), feed.put(data.clone())).await {
+        put.unwrap();
+        sent += data.len();
+    }
+    assert!(!copy.is_finished());
+    Stuck {
+        pod,
+        feed,
+        hold,
+        sent,
+        copy,
+        _outbox: outbox,
+    }
+}
+
+#[tokio::test]
+async fn a_reset_after_the_pod_s_end_is_seen_though_the_pod_takes_nothing() {
+    let stuck = stuck().await;
+    drop((stuck.hold, stuck.feed));
+    let ended = timeout(Duration::from_secs(5), stuck.copy).await;
+    assert!(ended.expect("no end").unwrap().is_err());
+}
+
+#[tokio::test]
+async fn what_was_sent_before_both_halves_were_closed_comes_to_the_pod() {
+    let mut stuck = stuck().await;
+    stuck.hold.release();
+    drop(stuck.feed);
+    let mut all = Vec::new();
+    stuck.pod.read_to_end(&mut all).await.unwrap();
+    assert_eq!(all.len(), stuck.sent);
+    stuck.copy.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -49,11 +49,12 @@ pub(super) struct Stream {
     pub(super) output: Output,
 }
 
-/// What a stream may do that is not read while others wait behind it.
+/// What a stream may do that is not read, while others may wait behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stall {
     /// Hold them all: they are parts of one thing, as standard input and the terminal's size.
     Hold,
-    /// Hold them for a while (`session::STALLED_MAX`), then it is reset: they are strangers to each other.
+    /// Hold them for a while (`session::STALLED_MAX`), then it is reset, whether any are known or not: they are strangers to
+    /// each other, and a new one can't be seen before.
     Reset,
 }

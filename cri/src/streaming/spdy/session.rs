@@ -35,7 +35,7 @@ const FRAMES_MAX: usize = 16;
 const PIECE_MAX: usize = 32 << 10;
 /// All streams' pieces are shorter where there are many: in sum so many bytes for each place in a feed.
 const PIECES_MAX: usize = 2 << 20;
-/// How long a stream may hold the others (`Stall::Reset`).
+/// How long a stream may take nothing, and so hold the others (`Stall::Reset`).
 const STALLED_MAX: Duration = PING_EVERY.saturating_mul(3);
 /// How often a client is pinged that can't be read because a stream is held: that is how its end is seen.
 const PING_EVERY: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 10_000 });
@@ -124,7 +124,18 @@ struct Halves {
     input: Option<Arc<Feed>>,
     /// Whether ours is open.
     output: bool,
-    _hold: Hold,
+    hold: Hold,
+}
+
+impl Streams {
+    fn remove_closed(&mut self, id: Id) {
+        let closed = |halves: &Halves| halves.input.is_none() && !halves.output;
+        if self.open.get(&id).is_some_and(closed)
+            && let Some(halves) = self.open.remove(&id)
+        {
+            halves.hold.release();
+        }
+    }
 }
 
 impl Open {
@@ -136,9 +147,7 @@ impl Open {
         let mut streams = self.lock();
         if let Some(halves) = streams.open.get_mut(&id) {
             halves.input = None;
-            if !halves.output {
-                streams.open.remove(&id);
-            }
+            streams.remove_closed(id);
         }
     }
 
@@ -149,9 +158,7 @@ impl Open {
             return false;
         };
         halves.output = false;
-        if halves.input.is_none() {
-            streams.open.remove(&id);
-        }
+        streams.remove_closed(id);
         true
     }
 
@@ -289,7 +296,7 @@ impl<C: AsyncRead> Reader<C> {
         let halves = Halves {
             input: (!fin).then(|| Arc::new(feed)),
             output: true,
-            _hold: hold,
+            hold,
         };
         self.open.lock().open.insert(id, halves);
         let block: &[u8] = if self.replied {
@@ -342,7 +349,8 @@ impl<C: AsyncRead> Reader<C> {
         Ok(())
     }
 
-    /// Waits for room, and meanwhile reads nothing.
+    /// Waits for room, and meanwhile reads nothing. So nobody knows whether others wait: what a client opens or resets
+    /// meanwhile lies unread behind this stream's data, which may be more than could be set aside.
     async fn put(&mut self, stream: Id, feed: &Feed, piece: Bytes) -> Result<(), Gone> {
         let mut put = pin!(feed.put(piece));
         let mut waited = Duration::ZERO;
@@ -351,7 +359,7 @@ impl<C: AsyncRead> Reader<C> {
                 return done;
             }
             waited += PING_EVERY;
-            if self.stall == Stall::Reset && waited >= STALLED_MAX && self.others_wait(stream) {
+            if self.stall == Stall::Reset && waited >= STALLED_MAX {
                 self.open.reset(stream);
                 self.reset(stream, Status::Cancel).await;
                 return Err(Gone);
@@ -359,13 +367,6 @@ impl<C: AsyncRead> Reader<C> {
             self.pinged = self.pinged.wrapping_add(2);
             let _ = self.frames.try_send(frame::ping(self.pinged));
         }
-    }
-
-    /// Whether the client may send something on other streams.
-    fn others_wait(&self, stream: Id) -> bool {
-        let streams = self.open.lock();
-        let mut others = streams.open.iter().filter(|(id, _)| **id != stream);
-        others.any(|(_, halves)| halves.input.is_some())
     }
 
     async fn reset(&mut self, stream: Id, status: Status) {

@@ -13,7 +13,12 @@ use crate::streaming::stream::Gone;
 type Ended = JoinHandle<Result<(), Malformed>>;
 
 fn session_of(stall: Stall) -> (Client, Session, Ended) {
-    let (client, server): (DuplexStream, DuplexStream) = tokio::io::duplex(64 << 10);
+    session_with(stall, 64 << 10)
+}
+
+/// `room`: what may be on its way, in bytes.
+fn session_with(stall: Stall, room: usize) -> (Client, Session, Ended) {
+    let (client, server): (DuplexStream, DuplexStream) = tokio::io::duplex(room);
     let (session, run) = open(server, stall);
     (Client::new(client), session, tokio::spawn(run))
 }
@@ -279,6 +284,55 @@ async fn strangers_are_not_held_by_a_stream_that_nobody_reads() {
     assert_eq!(client.frame().await, Some(Frame::Ping(2)));
     assert_eq!(client.frame().await, Some(Frame::Ping(4)));
     assert_eq!(client.frame().await, Some(Frame::Reset(stuck, 5)));
+}
+
+#[tokio::test]
+async fn a_stranger_that_comes_behind_the_only_stream_that_nobody_reads_is_seen() {
+    let (mut client, mut session, _run) = session_with(Stall::Reset, 2 << 20);
+    let stuck = client.open(&[]).await;
+    let stream = session.streams.recv().await.unwrap();
+    assert_eq!(client.frame().await, Some(Frame::Reply(stuck)));
+    client.data(stuck, &vec![0; 1 << 20]).await;
+    client.reset(stuck).await;
+    let other = client.open(&[]).await;
+    assert_eq!(client.frame().await, Some(Frame::Ping(2)));
+    assert_eq!(client.frame().await, Some(Frame::Ping(4)));
+    assert_eq!(client.frame().await, Some(Frame::Reset(stuck, 5)));
+    stream.output.closed().await;
+    assert_eq!(client.frame().await, Some(Frame::Reply(other)));
+    client.data(other, b"x").await;
+    let mut stream = session.streams.recv().await.unwrap();
+    assert_eq!(stream.input.as_mut().unwrap().next().await.unwrap(), "x");
+}
+
+#[tokio::test]
+async fn a_stream_closed_both_ways_was_not_reset() {
+    let (mut client, mut session, _run) = session();
+    for ours_first in [false, true] {
+        let id = client.open(&[]).await;
+        assert_eq!(client.frame().await, Some(Frame::Reply(id)));
+        let mut stream = session.streams.recv().await.unwrap();
+        let watch = stream.output.watch();
+        client.data(id, b"x").await;
+        if ours_first {
+            stream.output.finish();
+            assert_eq!(client.frame().await, Some(Frame::Fin(id)));
+            client.fin(id).await;
+        } else {
+            client.fin(id).await;
+            client.send(&frame::ping(1)).await;
+            assert_eq!(client.frame().await, Some(Frame::Ping(1)));
+            stream.output.finish();
+            assert_eq!(client.frame().await, Some(Frame::Fin(id)));
+        }
+        assert!(
+            timeout(Duration::from_millis(50), watch.closed()).await.is_err(),
+            "{ours_first}"
+        );
+        let input = stream.input.as_mut().unwrap();
+        assert_eq!(input.next().await.unwrap(), "x");
+        assert!(input.next().await.is_none());
+    }
 }
 
 #[tokio::test]

@@ -497,13 +497,13 @@ test!(
             cri.signal(Signal::SIGTERM)?;
             fs::write(
                 cri.config(),
-                format!("{text}\n[streaming]\nidle_timeout_seconds = 1\n"),
+                format!("{text}\n[streaming]\nidle_timeout_seconds = 4\n"),
             )?;
             cri.start_server()?;
             let said = run(cri, &web, "sleep 4321")?;
             ensure!(said.error.contains("idle for too long"), "{said:?}");
             is_gone(&web, "sleep 432[1]")?;
-            let said = run(cri, &web, "for i in 1 2 3; do sleep 0.7; echo $i; done")?;
+            let said = run(cri, &web, "for i in 1 2 3; do sleep 1.5; echo $i; done")?;
             ensure!(said.stdout == "1\n2\n3\n", "{said:?}");
             Ok(())
         })

@@ -20,7 +20,6 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::Mode;
 use rtc_runtime::sys::open::{RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2};
 
-use super::layers::Layers;
 use super::{Image, Images, copy, snapshot, volume};
 use crate::error::{Error, Kind, Result};
 
@@ -44,14 +43,7 @@ impl Images {
         if paths.is_empty() {
             return Ok(Vec::new());
         }
-        let numbers: Vec<u32> = image
-            .layers
-            .iter()
-            .filter_map(|path| Layers::number(path))
-            .collect();
-        if !self.layers.hold(&numbers) {
-            return Err(Error::not_found(format_args!("image {:?} was removed", image.id)));
-        }
+        let numbers = self.hold_layers(image)?;
         let directory = self.snapshots.directory(container);
         let held = self.snapshots.add_volume(container, &numbers);
         let layers = image.layers.clone();

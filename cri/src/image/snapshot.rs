@@ -123,6 +123,23 @@ impl Snapshots {
 }
 
 impl Images {
+    /// An image's layers, which stay until they are released.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`: the image was removed meanwhile.
+    pub(super) fn hold_layers(&self, image: &Image) -> Result<Vec<u32>> {
+        let numbers: Vec<u32> = image
+            .layers
+            .iter()
+            .filter_map(|path| Layers::number(path))
+            .collect();
+        match self.layers.hold(&numbers) {
+            true => Ok(numbers),
+            false => Err(Error::not_found(format_args!("image {:?} was removed", image.id))),
+        }
+    }
+
     /// The mounts that make the root of a container, for its shim; its upper layer is made. The image's layers stay, whatever
     /// becomes of the image, until `discard`.
     ///
@@ -136,14 +153,7 @@ impl Images {
         users: Option<&Users>,
     ) -> Result<Vec<RootMount>> {
         check(container)?;
-        let numbers: Vec<u32> = image
-            .layers
-            .iter()
-            .filter_map(|path| Layers::number(path))
-            .collect();
-        if !self.layers.hold(&numbers) {
-            return Err(Error::not_found(format_args!("image {:?} was removed", image.id)));
-        }
+        let numbers = self.hold_layers(image)?;
         let old = self.snapshots.set_layers(container, numbers.clone());
         // Prepared once more: a create that is repeated.
         self.layers.release(&old);

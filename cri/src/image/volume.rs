@@ -20,7 +20,6 @@ use rtc_runtime::rootfs::make_mapping_namespace;
 use rtc_runtime::sys::mount::{self as tree, MountAttr, attr};
 use rtc_runtime::sys::open::{RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2};
 
-use super::layers::Layers;
 use super::{Image, Images, Users, snapshot};
 use crate::error::{Error, Result};
 
@@ -57,14 +56,7 @@ impl Images {
                 "image_sub_path: {sub_path:?}: must have no \"..\""
             )));
         }
-        let numbers: Vec<u32> = image
-            .layers
-            .iter()
-            .filter_map(|path| Layers::number(path))
-            .collect();
-        if !self.layers.hold(&numbers) {
-            return Err(Error::not_found(format_args!("image {:?} was removed", image.id)));
-        }
+        let numbers = self.hold_layers(image)?;
         let directory = self.snapshots.directory(container);
         let all = self.snapshots.add_volume(container, &numbers);
         let (layers, sub_path) = (image.layers.clone(), sub_path.to_owned());

@@ -54,6 +54,7 @@ mod image {
         pub(crate) cmd: Vec<String>,
         pub(crate) working_dir: String,
         pub(crate) stop_signal: String,
+        pub(crate) volumes: Vec<String>,
     }
 
     pub(crate) struct Image;
@@ -100,7 +101,14 @@ fuzz_target!(|bytes: &[u8]| {
         group: Some(input.group.clone().into_bytes()),
         seccomp: Some(input.seccomp.clone().into_bytes()),
     };
-    let volumes: Vec<Option<PathBuf>> = vec![Some("/volume".into())];
+    let image_mounts: Vec<Option<PathBuf>> = vec![Some("/volume".into())];
+    let volumes: Vec<(PathBuf, PathBuf)> = match spec::volumes::paths(&input.config, &input.image) {
+        Err(error) => return check_message(&error.to_string()),
+        Ok(paths) => {
+            let source = |path| (path, PathBuf::from("/volume"));
+            paths.into_iter().map(source).collect()
+        }
+    };
     let handler = config::Handler::default();
     let asked = spec::Asked {
         id: "c1",
@@ -112,7 +120,8 @@ fuzz_target!(|bytes: &[u8]| {
         handler: &handler,
         image: &input.image,
         files: &files,
-        image_mounts: &volumes,
+        image_mounts: &image_mounts,
+        volumes: &volumes,
         selinux_level: "s0:c1,c2",
     };
     match spec::translate(&facts, &asked, &spec::Found::default()) {

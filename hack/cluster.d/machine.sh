@@ -6,6 +6,8 @@
 check_machine() {
   local missing=()
   [ "$(id -u)" = 0 ] || missing+=("root: you are user $(id -u); run it as: sudo $0 up")
+  has_capability 12 || missing+=('CAP_NET_ADMIN: networks of pods can not be made')
+  has_capability 21 || missing+=('CAP_SYS_ADMIN: namespaces and mounts can not be made')
   [ "$(uname -m)" = x86_64 ] || missing+=("an x86_64 processor: this one is $(uname -m)")
   grep -qE '^[^ ]+ [^ ]+ cgroup2? ' /proc/mounts || missing+=('a cgroup file system: mount cgroup2 at /sys/fs/cgroup')
   grep -qw overlay /proc/filesystems || modprobe overlay 2>/dev/null || missing+=('overlayfs: modprobe overlay')
@@ -24,6 +26,13 @@ check_machine() {
   ((${#missing[@]} == 0)) && return
   printf 'missing: %s\n' "${missing[@]}" >&2
   exit 1
+}
+
+# has_capability BIT: of capabilities(7), effective.
+has_capability() {
+  local mask
+  mask=$(sed -n 's/^CapEff:[[:space:]]*//p' /proc/self/status)
+  (((16#$mask >> $1) & 1))
 }
 
 # existing PATH: itself, or the nearest directory above that there is.

@@ -176,6 +176,54 @@ test!(
 );
 
 test!(
+    fn a_projected_volume_joins_what_it_is_told_in_files_of_the_pod_s(t: &Test) -> Result {
+        with(t, |node| {
+            let item = |path: &str, field: &str| json!({"path": path, "fieldRef": {"fieldPath": field}});
+            let mut secret = item("deep/secret", "metadata.uid");
+            secret["mode"] = json!(0o400);
+            let limit = json!({"path": "limit", "resourceFieldRef": {"containerName": "main", "resource": "limits.cpu", "divisor": "1m"}});
+            let spec = json!({
+                "securityContext": {"runAsUser": 1234, "runAsGroup": 1234, "fsGroup": 4321},
+                "volumes": [{"name": "all", "projected": {"defaultMode": 0o440, "sources": [
+                    {"downwardAPI": {"items": [item("name", "metadata.name"), secret]}},
+                    {"downwardAPI": {"items": [item("deep/er/namespace", "metadata.namespace"), limit]}},
+                ]}}],
+                "containers": [busybox_with(
+                    "main",
+                    "cd /all; cat name; echo; cat deep/secret && echo; cat deep/er/namespace; echo; cat limit; echo; \
+                     stat -L -c '%a %u:%g %n' name deep/secret; readlink name; touch x",
+                    &json!({
+                        "resources": {"limits": {"cpu": "250m"}},
+                        "volumeMounts": [{"name": "all", "mountPath": "/all", "readOnly": true}],
+                    }),
+                )],
+            });
+            node.run(&crate::kubelet::manifest("projected", {
+                let mut spec = spec;
+                spec["restartPolicy"] = json!("Never");
+                spec
+            }))?;
+            let pod = node.until_pod("projected", "at its end", |pod| pod.phase() == "Failed")?;
+            let seen = node.log_of(&pod, "main")?;
+            names(
+                &seen,
+                &[
+                    "projected-node\n",
+                    pod.uid(),
+                    "default\n",
+                    "250\n",
+                    "440 0:4321 name\n",
+                    "440 0:4321 deep/secret\n",
+                    // Files change all at once, by one link.
+                    "..data/name\n",
+                    "Read-only file system",
+                ],
+            )
+        })
+    }
+);
+
+test!(
     fn an_image_is_a_volume(t: &Test) -> Result {
         let setup = Setup {
             gates: vec!["ImageVolume: true"],

@@ -228,7 +228,7 @@ test!(
             ask(&(of_container("exec", &pod, "main") + "?command=true"))?
                 .is(400, &["at least 1 of stdin, stdout, stderr"])?;
             // No upgrade: the kubelet's own answer.
-            ask(&(of_container("exec", &pod, "main") + &query))?.is(400, &["pgrade"])?;
+            ask(&(of_container("exec", &pod, "main") + &query))?.is(500, &["Upgrade request required"])?;
             let run = format!("{}?cmd=/none", of_container("run", &pod, "main"));
             ask(&run)?.is(500, &["/none"])?;
             node.exec(&pod, "main", "true").map(drop)

@@ -4,6 +4,8 @@
 use std::io::{BufRead as _, BufReader};
 
 use anyhow::{Context, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::kubelet::{
@@ -96,7 +98,7 @@ test!(
             has_line(&api, &pod, "attempt 0")?;
             api.get(&format!("{path}?previous=true"))?
                 .is(400, &["previous terminated container \"main\""])?;
-            node.exec(&pod, "main", "kill 1")?;
+            kill(Pid::from_raw(node.main_pid(&pod, "main")?), Signal::SIGKILL)?;
             let pod = node.until_pod("again", "again", |pod| pod.restarts("main") == 1 && pod.is_up())?;
             has_line(&api, &pod, "attempt 1")?;
             let before = log(&api, &pod, "previous=true")?;
@@ -184,10 +186,8 @@ test!(
                 Ok((open_logs(node)? == 0).then_some(()))
             })?;
             let ask = |path: &str| api.get(path);
-            ask(&of_container("containerLogs", &pod, "none"))?.is(
-                400,
-                &["container \"none\" in pod \"quiet-node\" is not available"],
-            )?;
+            ask(&of_container("containerLogs", &pod, "none"))?
+                .is(404, &["container \"none\" not found in pod \"quiet-node\""])?;
             ask("/containerLogs/default/none-node/main")?.is(404, &["none-node"])?;
             ask(&format!(
                 "{}?tailLines=-1",

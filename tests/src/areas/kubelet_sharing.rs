@@ -126,13 +126,17 @@ test!(
 
 /// A pod that answers each datagram with its own name, at a port of the host.
 fn answers(node: &Node<'_>, name: &str) -> Result {
-    let ports = json!({"ports": [{"containerPort": 5300, "hostPort": 15300, "protocol": "UDP"}]});
-    let script =
-        format!("trap 'exit 0' TERM; udpsvd -E 0.0.0.0 5300 sh -c 'read line; echo {name} $line' & wait");
-    node.up(
-        name,
-        json!({"containers": [busybox_with("main", &script, &ports)]}),
-    )?;
+    let program = node.t.path("rtc-tests");
+    node.t.link_shared("rtc-tests", &program)?;
+    let fields = json!({
+        "ports": [{"containerPort": 5300, "hostPort": 15300, "protocol": "UDP"}],
+        "volumeMounts": [{"name": "program", "mountPath": "/rtc-tests"}],
+    });
+    let spec = json!({
+        "volumes": [{"name": "program", "hostPath": {"path": program, "type": "File"}}],
+        "containers": [busybox_with("main", &format!("exec /rtc-tests payload datagrams 5300 {name}"), &fields)],
+    });
+    node.up(name, spec)?;
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use serde_json::{Value, json};
 
 use crate::cri::names;
-use crate::kubelet::{BUSYBOX, STAY, Setup, busybox, busybox_with, with};
+use crate::kubelet::{BUSYBOX, STAY, Setup, busybox, busybox_with, manifest, with};
 use crate::test;
 use crate::wait::until;
 
@@ -176,49 +176,46 @@ test!(
 );
 
 test!(
-    fn a_projected_volume_joins_what_it_is_told_in_files_of_the_pod_s(t: &Test) -> Result {
+    fn the_files_of_a_described_volume_have_the_modes_and_the_owner_that_they_are_given(t: &Test) -> Result {
         with(t, |node| {
             let item = |path: &str, field: &str| json!({"path": path, "fieldRef": {"fieldPath": field}});
             let mut secret = item("deep/secret", "metadata.uid");
             secret["mode"] = json!(0o400);
-            let limit = json!({"path": "limit", "resourceFieldRef": {"containerName": "main", "resource": "limits.cpu", "divisor": "1m"}});
             let spec = json!({
                 "securityContext": {"runAsUser": 1234, "runAsGroup": 1234, "fsGroup": 4321},
-                "volumes": [{"name": "all", "projected": {"defaultMode": 0o440, "sources": [
-                    {"downwardAPI": {"items": [item("name", "metadata.name"), secret]}},
-                    {"downwardAPI": {"items": [item("deep/er/namespace", "metadata.namespace"), limit]}},
-                ]}}],
+                "restartPolicy": "Never",
+                "volumes": [{"name": "all", "downwardAPI": {
+                    "defaultMode": 0o444, "items": [item("name", "metadata.name"), secret],
+                }}],
                 "containers": [busybox_with(
                     "main",
-                    "cd /all; cat name; echo; cat deep/secret && echo; cat deep/er/namespace; echo; cat limit; echo; \
-                     stat -L -c '%a %u:%g %n' name deep/secret; readlink name; touch x",
-                    &json!({
-                        "resources": {"limits": {"cpu": "250m"}},
-                        "volumeMounts": [{"name": "all", "mountPath": "/all", "readOnly": true}],
-                    }),
+                    "cd /all; cat name; echo; cat deep/secret && echo; stat -L -c '%a %u:%g %n' name deep/secret; \
+                     readlink name; touch x",
+                    &json!({"volumeMounts": [{"name": "all", "mountPath": "/all", "readOnly": true}]}),
                 )],
             });
-            node.run(&crate::kubelet::manifest("projected", {
-                let mut spec = spec;
-                spec["restartPolicy"] = json!("Never");
-                spec
-            }))?;
-            let pod = node.until_pod("projected", "at its end", |pod| pod.phase() == "Failed")?;
+            // Of an API server even where its sources need none: it is this pod's trouble alone.
+            let mut projected = spec.clone();
+            let sources = projected["volumes"][0]["downwardAPI"].take();
+            projected["volumes"][0] = json!({"name": "all", "projected": {"sources": [{"downwardAPI": {"items": sources["items"]}}]}});
+            node.run(&manifest("projected", projected))?;
+            node.run(&manifest("described", spec))?;
+            let pod = node.until_pod("described", "at its end", |pod| pod.phase() == "Failed")?;
             let seen = node.log_of(&pod, "main")?;
             names(
                 &seen,
                 &[
-                    "projected-node\n",
+                    "described-node\n",
                     pod.uid(),
-                    "default\n",
-                    "250\n",
-                    "440 0:4321 name\n",
+                    "444 0:4321 name\n",
                     "440 0:4321 deep/secret\n",
                     // Files change all at once, by one link.
                     "..data/name\n",
                     "Read-only file system",
                 ],
-            )
+            )?;
+            node.until_waiting("projected", "main", &["ContainerCreating"])
+                .map(drop)
         })
     }
 );
@@ -241,7 +238,7 @@ test!(
                     ]}),
                 )],
             });
-            node.run(&crate::kubelet::manifest("imagevolume", {
+            node.run(&manifest("imagevolume", {
                 let mut spec = spec;
                 spec["restartPolicy"] = json!("Never");
                 spec

@@ -250,11 +250,12 @@ test!(
 
 /// A device that the rules allow beside the default ones, and one that they do not.
 fn with_devices(bundle: Bundle<'_>) -> Bundle<'_> {
-    let device = |path: &str, minor: u32| json!({"path": path, "type": "c", "major": 1, "minor": minor});
+    // The kernel's log, and what makes loop devices: neither asks whoever opens it for a capability.
+    let device = |path: &str, major: u32, minor: u32| json!({"path": path, "type": "c", "major": major, "minor": minor});
     let rule = json!({"allow": true, "type": "c", "major": 1, "minor": 11, "access": "r"});
     bundle
-        .push("/linux/devices", device("/dev/allowed", 11))
-        .push("/linux/devices", device("/dev/denied", 1))
+        .push("/linux/devices", device("/dev/allowed", 1, 11))
+        .push("/linux/devices", device("/dev/denied", 10, 237))
         .push("/linux/resources/devices", rule)
 }
 
@@ -341,7 +342,7 @@ test!(
         // Other rules: what was denied is allowed, and the reverse; systemd must not bring back the old ones.
         let rules = json!({"devices": [
             {"allow": false, "access": "rwm"},
-            {"allow": true, "type": "c", "major": 1, "minor": 1, "access": "rw"},
+            {"allow": true, "type": "c", "major": 10, "minor": 237, "access": "rw"},
         ]});
         let file = t.path("resources.json");
         fs::write(&file, rules.to_string())?;
@@ -463,7 +464,7 @@ test!(
         needs_systemd(t)?;
         let unified = json!({
             "memory.high": "50000000", "memory.min": "131072", "memory.low": "524288", "memory.oom.group": "1",
-            "pids.max": "99", "cpu.weight": "42", "cpu.max": "max 60000", "memory.swap.high": "41000960",
+            "pids.max": "99", "cpu.weight": "42", "cpu.max": "30000 60000", "memory.swap.high": "41000960",
         });
         let (bundle, name, directory) = scope(t, json!({"unified": unified}));
         let bundle = bundle.unset("/linux/resources/memory");
@@ -476,6 +477,7 @@ test!(
             ("TasksMax", "99"),
             ("CPUWeight", "42"),
             ("CPUQuotaPeriodUSec", "60ms"),
+            ("CPUQuotaPerSecUSec", "500ms"),
         ] {
             let found = property(&name, key)?;
             ensure!(found == value, "{key}={found}");
@@ -484,7 +486,7 @@ test!(
             ("memory.high", "49999872"),
             ("memory.oom.group", "1"),
             ("cpu.weight", "42"),
-            ("cpu.max", "max 60000"),
+            ("cpu.max", "30000 60000"),
         ];
         for round in ["made", "reloaded"] {
             for (file, value) in files {

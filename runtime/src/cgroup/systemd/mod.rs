@@ -285,31 +285,37 @@ pub(super) fn stop(cgroup: &Cgroup, deadline: Instant) -> Result<()> {
         return Ok(());
     };
     pin::unpin(unit);
-    if !cgroup.exists() && !is_known(unit, cgroup.owner()) {
+    let exists = cgroup.exists();
+    if !exists && !is_known(unit, cgroup.owner()) {
         // systemd has seen the last process end, and cleaned up by itself.
         return Ok(());
     }
     // Or systemd would ask the processes first, and wait for TimeoutStopSec.
     cgroup.kill()?;
-    let stopped = stop_unit(unit, cgroup.owner(), deadline.min(Instant::now() + LIMIT));
-    if let Err(error) = stopped {
+    let deadline = deadline.min(Instant::now() + LIMIT);
+    let stopped = Bus::connect(cgroup.owner(), deadline).and_then(|mut bus| {
+        let stopped = match exists {
+            true => stop_unit(&mut bus, unit),
+            // One that failed; or another's, somewhere else, which runs: this is nothing to it.
+            false => Ok(()),
+        };
+        stopped.and_then(|()| reset(&mut bus, unit))
+    });
+    // A scope whose last process ended is gone by itself, at any time.
+    if let Err(error) = stopped
+        && !is(&error, "NoSuchUnit")
+    {
         // It will see that the cgroup is gone.
         log::warn(format_args!("unable to stop unit {unit:?}: {error:#}"));
     }
     Ok(())
 }
 
-fn stop_unit(unit: &str, owner: Owner, deadline: Instant) -> Result<()> {
-    let mut bus = Bus::connect(owner, deadline)?;
+fn stop_unit(bus: &mut Bus, unit: &str) -> Result<()> {
     let mut body = Encoder::default();
     body.text(unit);
     body.text("replace");
-    let stopped = bus.run_job("StopUnit", "ss", body);
-    // A scope whose last process ended is gone by itself, at any time.
-    match stopped.and_then(|()| reset(&mut bus, unit)) {
-        Err(error) if is(&error, "NoSuchUnit") => Ok(()),
-        forgotten => forgotten,
-    }
+    bus.run_job("StopUnit", "ss", body)
 }
 
 /// Whether systemd has the transient unit, be it one that failed: it keeps a file for each.

@@ -23,7 +23,7 @@ use oci_spec::runtime::{Linux, Process};
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
-use crate::cgroup::{Cgroup, Driver, JoinTarget, Layout};
+use crate::cgroup::{Cgroup, Driver, JoinTarget, Layout, Scope};
 use crate::container::cgroup_view::cgroup_view;
 use crate::container::delete::run_poststop_hooks;
 use crate::container::handover::{send_listener, send_master, send_pidfd, write_pid_file};
@@ -305,11 +305,13 @@ impl<'a> Unfinished<'a> {
         if driver == Driver::Systemd {
             let cgroup = &self.record.as_ref().context("the record")?.cgroup;
             let resources = linux.resources().clone().unwrap_or_default();
-            cgroup.attach(
-                child.pid,
-                &resources,
-                self.options.bundle.spec.annotations().as_ref(),
-            )?;
+            let devices = resources.devices().clone().unwrap_or_default();
+            let scope = Scope {
+                resources,
+                annotations: self.options.bundle.spec.annotations().as_ref(),
+                devices: Some(&devices),
+            };
+            cgroup.attach(child.pid, &scope)?;
             set_limits(cgroup, linux)?;
         }
         if waits_for_parent(&self.options.bundle.spec, namespaces, driver) {

@@ -18,6 +18,7 @@
 mod locate;
 mod validate;
 mod validate_linux;
+mod validate_machine;
 mod validate_mounts;
 mod validate_namespaces;
 mod validate_process;
@@ -258,6 +259,8 @@ fn explain(path: &str, text: &str) -> String {
         "action" | "defaultAction" => "seccomp action",
         "op" => "seccomp operator",
         "policy" => "scheduler policy",
+        "mode" if path.contains("memoryPolicy") => "memory policy mode",
+        _ if path.contains("memoryPolicy") => "memory policy flag",
         _ if path.contains("architectures") => "seccomp architecture",
         _ if path.contains("flags") => "flag",
         _ => "value",

@@ -173,6 +173,9 @@ impl Container<'_> {
                 // From inside the namespace no hard limit can be raised; children inherit ours.
                 identity::set_rlimits(Pid::from_raw(0), process)?;
             }
+            if let Some(group) = &self.record.intel_rdt {
+                group.join()?;
+            }
             apply_to_ourselves(process)
         };
         let mut join = Some(Join {

@@ -80,14 +80,21 @@ pub(super) fn check_terminal(terminal: bool, console_socket: bool, detach: bool)
     Ok(())
 }
 
-/// Whether init has to wait before it does anything: for its ids, for its cgroup, or, where it will run hooks, which may
-/// take any time, for being recorded.
+/// Whether init has to wait before it does anything: for its ids, for its cgroup, for what it gets of the machine, or,
+/// where it will run hooks, which may take any time, for being recorded.
 pub(super) fn waits_for_parent(spec: &Spec, namespaces: &Namespaces, driver: Driver) -> bool {
     let hooks = spec
         .hooks()
         .as_ref()
         .and_then(|hooks| hooks.create_container().as_ref());
-    namespaces.has(CLONE_NEWUSER) || driver == Driver::Systemd || hooks.is_some_and(|hooks| !hooks.is_empty())
+    let given = spec.linux().as_ref().is_some_and(|linux| {
+        let devices = linux.net_devices().as_ref();
+        linux.intel_rdt().is_some() || devices.is_some_and(|devices| !devices.is_empty())
+    });
+    namespaces.has(CLONE_NEWUSER)
+        || driver == Driver::Systemd
+        || given
+        || hooks.is_some_and(|hooks| !hooks.is_empty())
 }
 
 /// Where its root is, and with a mount namespace all that is mounted there.

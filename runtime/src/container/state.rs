@@ -30,6 +30,7 @@ use crate::container::id::ContainerId;
 use crate::container::notify;
 use crate::hooks;
 use crate::process::gate::{self, Waiting};
+use crate::resctrl::Group;
 use crate::sys::{Named, file};
 
 const RECORD: &str = "state.json";
@@ -70,6 +71,9 @@ pub struct Record {
     pub has_hooks: bool,
     /// Whether init is pid 1 of a namespace of its own, so that all its processes end with it.
     pub owns_pids: bool,
+    /// Its resctrl group, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intel_rdt: Option<Group>,
 }
 
 impl Record {

@@ -12,6 +12,7 @@ use oci_spec::runtime::{
     LinuxSchedulerPolicy, PosixRlimitType, Process, Scheduler, User,
 };
 
+use crate::process::memory_policy::MemoryPolicy;
 use crate::sys::Errno;
 use crate::sys::process::{self, CapabilitySets, SchedAttr};
 
@@ -39,6 +40,7 @@ pub struct Identity {
     scheduler: Option<SchedAttr>,
     io_priority: Option<u16>,
     personality: Option<u64>,
+    memory_policy: Option<MemoryPolicy>,
     /// CPUs to run on once in the cgroup; `None`: all that the cgroup has.
     affinity: Option<Vec<u64>>,
 }
@@ -59,11 +61,11 @@ struct Rlimit {
 }
 
 impl Identity {
-    /// From a checked `process`, and `linux.personality`.
+    /// From a checked `process`, and `linux.personality`, `linux.memoryPolicy`.
     ///
     /// # Errors
     ///
-    /// A CPU list that is none.
+    /// A list of CPUs or of memory nodes that is none.
     pub fn new(process: &Process, linux: &Linux) -> Result<Self> {
         let user = process.user();
         Ok(Self {
@@ -90,6 +92,7 @@ impl Identity {
                     LinuxPersonalityDomain::PerLinux => 0,
                     LinuxPersonalityDomain::PerLinux32 => 8,
                 }),
+            memory_policy: linux.memory_policy().as_ref().map(MemoryPolicy::new).transpose()?,
             affinity: final_affinity(process.exec_cpu_affinity().as_ref())?,
         })
     }
@@ -155,6 +158,9 @@ impl Identity {
         }
         if let Some(persona) = self.personality {
             process::set_personality(persona).context("linux.personality")?;
+        }
+        if let Some(policy) = &self.memory_policy {
+            policy.apply()?;
         }
         for limit in &self.rlimits {
             limit.set(0)?;

@@ -68,6 +68,7 @@ mod kubelet_static_pod;
 mod kubelet_stats;
 mod kubelet_volumes;
 mod lifecycle;
+mod machine;
 mod mounts;
 mod namespaces;
 mod notify;

@@ -150,7 +150,8 @@ pub fn features() -> Features {
             ("org.rtc.commit", env!("RTC_COMMIT")),
             ("org.rtc.version", env!("CARGO_PKG_VERSION")),
         ]),
-        potentially_unsafe_config_annotations: &["org.systemd.property."],
+        // Prefixes. crun's make hooks write to files, keep the caller's groups, and choose how mounts are labelled.
+        potentially_unsafe_config_annotations: &["org.systemd.property.", "run.oci."],
     }
 }
 

@@ -8,6 +8,7 @@
 //!
 //! The library is synchronous and never starts a thread.
 
+pub mod annotations;
 pub mod bundle;
 pub mod cgroup;
 pub mod container;

@@ -100,6 +100,7 @@ pub(super) struct Unfinished<'a> {
     spawned: Option<Spawned>,
     notify: Option<Notify>,
     hook_state: hooks::State,
+    hook_output: hooks::Output,
     /// Network devices that were given to the container.
     devices: Option<netdev::Moved>,
 }
@@ -140,6 +141,7 @@ impl<'a> Unfinished<'a> {
             spawned: None,
             notify: None,
             devices: None,
+            hook_output: hooks::Output::default(),
             hook_state: hooks::State::new(options.id.as_str(), spec.version(), dir, annotations),
         };
         let started = notify.and_then(|notify| {
@@ -160,6 +162,9 @@ impl<'a> Unfinished<'a> {
         let options = self.options;
         let Bundle { spec, raw, .. } = &options.bundle;
         self.directory()?.save_config(raw)?;
+        if let (Some(_), Some(annotations)) = (spec.hooks(), spec.annotations()) {
+            self.hook_output = hooks::Output::open(annotations.iter())?;
+        }
         let default = Linux::default();
         let linux = spec.linux().as_ref().unwrap_or(&default);
         let process = spec
@@ -222,6 +227,7 @@ impl<'a> Unfinished<'a> {
                 .then(|| Gate::create(self.directory.as_ref().context("the state directory")?))
                 .transpose()?,
             hook_state: &self.hook_state,
+            hook_output: &self.hook_output,
         };
         let birth = Birth {
             namespaces: &namespaces,
@@ -451,6 +457,7 @@ impl<'a> Unfinished<'a> {
         let place = hooks::Place::Runtime {
             bundle: &self.options.bundle.dir,
             init: Some(child.pidfd.as_fd()),
+            output: &self.hook_output,
         };
         hooks::run("prestart", prestart.as_ref(), &state, &place)?;
         hooks::run("createRuntime", hooks.create_runtime().as_ref(), &state, &place)

@@ -101,11 +101,19 @@ fn poststop_hooks(directory: &Locked, record: &Record) -> Vec<Hook> {
 
 /// All of them run, whatever the others do: the container is gone already.
 pub(super) fn run_poststop_hooks(hooks: &[Hook], id: &ContainerId, record: &Record) {
+    if hooks.is_empty() {
+        return;
+    }
     let state = record.hook_state(id).json("stopped", 0);
+    let output = hooks::Output::open(record.annotations.iter()).unwrap_or_else(|error| {
+        log::warn(format_args!("{error:#}"));
+        hooks::Output::default()
+    });
     for hook in hooks {
         let place = hooks::Place::Runtime {
             bundle: &record.bundle,
             init: None,
+            output: &output,
         };
         if let Err(error) = hooks::run("poststop", Some(&vec![hook.clone()]), &state, &place) {
             log::warn(format_args!("{error:#}"));

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use oci_spec::runtime::{Linux, Process, Spec};
 
+use crate::annotations::Annotations;
 use crate::bundle::Bundle;
 use crate::cgroup::Driver;
 use crate::container::id::ContainerId;
@@ -121,9 +122,19 @@ pub(super) fn plan_root<'a>(
 /// What the child becomes, prepared.
 pub(super) fn payload(process: &Process, linux: &Linux, options: &CreateOptions<'_>) -> Result<Payload> {
     let filter = linux.seccomp().as_ref().map(seccomp::compile).transpose()?;
+    let annotations = match options.bundle.spec.annotations() {
+        Some(all) => Annotations::read(all.iter())?.0,
+        None => Annotations::default(),
+    };
     if let Some(filter) = &filter
         && !filter.unknown.is_empty()
     {
+        if annotations.seccomp_fail_unknown {
+            bail!(
+                "linux.seccomp.syscalls: unknown system calls: {} (annotation run.oci.seccomp_fail_unknown_syscall)",
+                filter.unknown.join(", ")
+            );
+        }
         log::debug(|| {
             format!(
                 "seccomp: unknown system calls are ignored: {}",
@@ -140,8 +151,12 @@ pub(super) fn payload(process: &Process, linux: &Linux, options: &CreateOptions<
         // Init is process 1 of its namespace; where it has none, it would take the sockets for another's.
         program.set_variable("LISTEN_PID", "1")?;
     }
+    let mut identity = Identity::new(process, linux)?;
+    if annotations.keep_original_groups {
+        identity.keep_original_groups();
+    }
     Ok(Payload {
-        identity: Identity::new(process, linux)?,
+        identity,
         program,
         filter,
         keyring,

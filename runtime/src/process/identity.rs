@@ -111,12 +111,20 @@ impl Identity {
         }
     }
 
+    /// Leaves the groups as they are, whatever is configured (annotation `run.oci.keep_original_groups`).
+    pub fn keep_original_groups(&mut self) {
+        self.groups = None;
+    }
+
     /// Becomes root of a user namespace that the process has just entered: files made from here on belong to it.
     ///
     /// # Errors
     ///
     /// The namespace maps no root, or denies the groups that are asked for.
     pub fn become_root(&mut self) -> Result<()> {
+        if self.groups.is_none() {
+            return process::set_ids(0, 0, None).context("become root of the user namespace");
+        }
         match process::set_ids(0, 0, Some(&[])) {
             Err(error) if error.errno == Errno::EPERM && error.call.starts_with("setgroups") => {
                 self.keep_groups()?;

@@ -50,7 +50,10 @@ impl Annotations {
                 SECCOMP_FAIL_UNKNOWN => read.seccomp_fail_unknown = switch(key, value)?,
                 MOUNT_CONTEXT_TYPE => match CONTEXT_TYPES.into_iter().find(|known| known == value) {
                     Some(known) => read.mount_context_type = Some(known),
-                    None => bail!("annotations[{key:?}]: {value:?}: use one of {}", CONTEXT_TYPES.join(", ")),
+                    None => bail!(
+                        "annotations[{key:?}]: {value:?}: use one of {}",
+                        CONTEXT_TYPES.join(", ")
+                    ),
                 },
                 HOOKS_STDOUT => read.hooks_stdout = Some(path(key, value)?),
                 HOOKS_STDERR => read.hooks_stderr = Some(path(key, value)?),

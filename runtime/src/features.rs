@@ -139,7 +139,11 @@ pub fn features() -> Features {
                     "MPOL_PREFERRED_MANY",
                     "MPOL_WEIGHTED_INTERLEAVE",
                 ],
-                flags: &["MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"],
+                flags: &[
+                    "MPOL_F_NUMA_BALANCING",
+                    "MPOL_F_RELATIVE_NODES",
+                    "MPOL_F_STATIC_NODES",
+                ],
             },
             mount_extensions: MountExtensions {
                 idmap: Enabled { enabled: true },

@@ -98,7 +98,9 @@ impl Output {
             options.append(true).create(true).mode(0o600);
             // A FIFO would hold up everything.
             let options = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-            let file = options.open(path).with_context(|| format!("open {path:?} for the output of hooks"))?;
+            let file = options
+                .open(path)
+                .with_context(|| format!("open {path:?} for the output of hooks"))?;
             Ok(Some(file))
         };
         Ok(Self {
@@ -198,9 +200,7 @@ fn command(hook: &Hook, place: &Place<'_>) -> Result<Command> {
         command.current_dir(bundle);
     }
     // In a process group of its own, so that a timeout ends what it started, too.
-    command
-        .process_group(0)
-        .stdin(Stdio::piped());
+    command.process_group(0).stdin(Stdio::piped());
     let (Place::Runtime { output, .. } | Place::Container { output, .. }) = place;
     let stream = |file: &Option<File>| -> Result<Stdio> {
         Ok(match file {
@@ -208,7 +208,9 @@ fn command(hook: &Hook, place: &Place<'_>) -> Result<Command> {
             None => Stdio::piped(),
         })
     };
-    command.stdout(stream(&output.stdout)?).stderr(stream(&output.stderr)?);
+    command
+        .stdout(stream(&output.stdout)?)
+        .stderr(stream(&output.stderr)?);
     Ok(command)
 }
 

@@ -109,7 +109,9 @@ pub fn move_into(namespace: OwnedFd, devices: &HashMap<String, LinuxNetDevice>) 
     };
     let own = OwnedFd::from(own);
     if id(&own)? == id(&namespace)? {
-        bail!("linux.netDevices: the network namespace that is joined is the runtime's own: the devices are there already");
+        bail!(
+            "linux.netDevices: the network namespace that is joined is the runtime's own: the devices are there already"
+        );
     }
     let own = Side {
         socket: Socket::open()?,
@@ -127,7 +129,11 @@ pub fn move_into(namespace: OwnedFd, devices: &HashMap<String, LinuxNetDevice>) 
         devices: Vec::new(),
     };
     for (name, device) in devices.iter().collect::<BTreeMap<_, _>>() {
-        let new_name = device.name().as_deref().filter(|name| !name.is_empty()).unwrap_or(name);
+        let new_name = device
+            .name()
+            .as_deref()
+            .filter(|name| !name.is_empty())
+            .unwrap_or(name);
         if let Err(error) = moved.take(name, new_name) {
             moved.undo();
             return Err(error.context(format!("linux.netDevices[{name:?}]")));
@@ -138,7 +144,10 @@ pub fn move_into(namespace: OwnedFd, devices: &HashMap<String, LinuxNetDevice>) 
 
 impl Moved {
     fn take(&mut self, name: &str, new_name: &str) -> Result<()> {
-        let found = self.own.find(name).context("no such network device can be moved")?;
+        let found = self
+            .own
+            .find(name)
+            .context("no such network device can be moved")?;
         let mut tries = 0;
         let new_name = loop {
             let candidate = match new_name.split_once("%d") {
@@ -147,7 +156,9 @@ impl Moved {
             };
             match self.own.give(name, &found, &self.container, &candidate) {
                 // Somebody else took the number.
-                Err(error) if error.errno == Errno::EEXIST && candidate != new_name && tries < TRIES => tries += 1,
+                Err(error) if error.errno == Errno::EEXIST && candidate != new_name && tries < TRIES => {
+                    tries += 1
+                }
                 Err(error) => {
                     self.own.restore(name, found.up, &found.addresses);
                     let taken = error.errno == Errno::EEXIST;
@@ -176,7 +187,11 @@ impl Moved {
 
     /// Brings all back: names, addresses and state as they were. What can't be is told.
     pub fn undo(self) {
-        let Self { own, container, devices } = self;
+        let Self {
+            own,
+            container,
+            devices,
+        } = self;
         for Device {
             name,
             new_name,
@@ -318,7 +333,10 @@ fn address(body: &[u8]) -> Option<Address> {
         family,
         prefix,
         flags: flags & KEPT_FLAGS,
-        values: [IFA_LOCAL, IFA_ADDRESS, IFA_BROADCAST].into_iter().filter_map(value).collect(),
+        values: [IFA_LOCAL, IFA_ADDRESS, IFA_BROADCAST]
+            .into_iter()
+            .filter_map(value)
+            .collect(),
     })
 }
 

@@ -64,7 +64,11 @@ impl Group {
     /// There is no resctrl file system; it lacks what a schema is about; a group that must be there is not.
     pub fn plan(config: &LinuxIntelRdt, id: &str) -> Result<Group> {
         let root = root()?;
-        check_resources(&root, config.l3_cache_schema().as_deref(), config.mem_bw_schema().as_deref())?;
+        check_resources(
+            &root,
+            config.l3_cache_schema().as_deref(),
+            config.mem_bw_schema().as_deref(),
+        )?;
         let clos = config.clos_id().as_deref().filter(|name| !name.is_empty());
         let path = match clos {
             Some("/") => root,
@@ -106,7 +110,10 @@ impl Group {
             let path = self.path.join("schemata");
             let there = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
             schemata::compare(&lines, &there).with_context(|| {
-                format!("linux.intelRdt: the group {} is there with other schemata", self.path.display())
+                format!(
+                    "linux.intelRdt: the group {} is there with other schemata",
+                    self.path.display()
+                )
             })?;
         }
         self.write_schemata(&lines)?;
@@ -171,7 +178,11 @@ impl Group {
                 let threads = fs::read_dir(format!("/proc/{process}/task"));
                 // Those that have ended need no group.
                 for thread in threads.into_iter().flatten().flatten() {
-                    let Some(thread) = thread.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+                    let Some(thread) = thread
+                        .file_name()
+                        .to_str()
+                        .and_then(|name| name.parse::<i32>().ok())
+                    else {
                         continue;
                     };
                     if known.insert(thread)
@@ -196,7 +207,11 @@ impl Group {
     /// As rmdir(2).
     pub fn remove(&self) -> Result<()> {
         // With a group its monitoring groups go, too.
-        let own = if self.owned { Some(&self.path) } else { self.monitoring.as_ref() };
+        let own = if self.owned {
+            Some(&self.path)
+        } else {
+            self.monitoring.as_ref()
+        };
         let Some(own) = own else { return Ok(()) };
         match fs::remove_dir(own) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -219,7 +234,8 @@ impl Group {
         if lines.is_empty() {
             return Ok(());
         }
-        write(&self.path.join("schemata"), &(lines.join("\n") + "\n")).map_err(|error| explain(&self.path, error))
+        write(&self.path.join("schemata"), &(lines.join("\n") + "\n"))
+            .map_err(|error| explain(&self.path, error))
     }
 }
 
@@ -228,7 +244,9 @@ fn lines(config: &LinuxIntelRdt) -> Vec<&str> {
     let single = [config.l3_cache_schema(), config.mem_bw_schema()];
     let single = single.into_iter().flatten();
     let all = single.chain(config.schemata().iter().flatten());
-    all.map(|line| line.trim_end_matches('\n')).filter(|line| !line.is_empty()).collect()
+    all.map(|line| line.trim_end_matches('\n'))
+        .filter(|line| !line.is_empty())
+        .collect()
 }
 
 /// Where resctrl is mounted.
@@ -267,7 +285,10 @@ fn check_resources(root: &Path, l3: Option<&str>, bandwidth: Option<&str>) -> Re
     let given = |schema: Option<&str>| schema.is_some_and(|schema| !schema.is_empty());
     let has = |name: &str| root.join("info").join(name).is_dir();
     if given(l3) && !has("L3") && !has("L3CODE") {
-        bail!("l3CacheSchema: this machine can't divide its L3 cache (no L3 in {}/info)", root.display());
+        bail!(
+            "l3CacheSchema: this machine can't divide its L3 cache (no L3 in {}/info)",
+            root.display()
+        );
     }
     if given(bandwidth) && !has("MB") {
         bail!(
@@ -284,7 +305,8 @@ fn make_directory(path: &Path) -> Result<bool> {
         Ok(()) => Ok(false),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(true),
         Err(error) => {
-            let error = anyhow::Error::from(error).context(format!("make the resctrl group {}", path.display()));
+            let error =
+                anyhow::Error::from(error).context(format!("make the resctrl group {}", path.display()));
             Err(explain(path, error))
         }
     }

@@ -84,11 +84,7 @@ impl Drop for Hanging {
 }
 
 /// Answers until it is to end; then the device is closed, which ends the file system.
-pub(crate) fn serve(
-    mut device: File,
-    ended: &AtomicBool,
-    mut answer: impl FnMut(&[u8]) -> Option<Vec<u8>>,
-) {
+pub(crate) fn serve(mut device: File, ended: &AtomicBool, mut answer: impl FnMut(&[u8]) -> Option<Vec<u8>>) {
     let mut buffer = vec![0; 1 << 17];
     while !ended.load(Ordering::SeqCst) {
         let mut fds = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];

@@ -59,8 +59,14 @@ impl Resctrl {
         std::fs::create_dir(&path)?;
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        mount(Some("resctrl"), &path, Some("fuse"), flags, Some(options.as_str()))
-            .with_context(|| format!("mount fuse at {}", path.display()))?;
+        mount(
+            Some("resctrl"),
+            &path,
+            Some("fuse"),
+            flags,
+            Some(options.as_str()),
+        )
+        .with_context(|| format!("mount fuse at {}", path.display()))?;
         let ended = Arc::<AtomicBool>::default();
         let has_ended = Arc::clone(&ended);
         let mut tree = Tree::new();
@@ -124,7 +130,10 @@ impl Tree {
             ("/info/MB/delay_linear", "1\n"),
             ("/info/MB/min_bandwidth", "10\n"),
             ("/info/MB/num_closids", "4\n"),
-            ("/info/L3_MON/mon_features", "llc_occupancy\nmbm_total_bytes\nmbm_local_bytes\n"),
+            (
+                "/info/L3_MON/mon_features",
+                "llc_occupancy\nmbm_total_bytes\nmbm_local_bytes\n",
+            ),
         ] {
             tree.add(path, Node::File(text.to_owned()));
         }
@@ -167,14 +176,18 @@ impl Tree {
             FORGET | BATCH_FORGET | INTERRUPT => return None,
             INIT => Ok(init()),
             LOOKUP => self.child(node, body).and_then(|path| self.entry(&path)),
-            GETATTR | SETATTR => self.attributes(node).map(|attributes| [vec![0; 16], attributes].concat()),
+            GETATTR | SETATTR => self
+                .attributes(node)
+                .map(|attributes| [vec![0; 16], attributes].concat()),
             MKDIR => self.child(node, &body[8..]).and_then(|path| self.make(&path)),
             RMDIR => self.child(node, body).and_then(|path| self.remove(&path)),
             // FOPEN_DIRECT_IO: the size is not known before.
             OPEN | OPENDIR => Ok([0_u64.to_le_bytes(), 1_u64.to_le_bytes()].concat()),
             READ => self.read(node, body),
             READDIR => self.list(node, body),
-            WRITE => self.write(node, &body[40..]).map(|length| (length as u64).to_le_bytes().to_vec()),
+            WRITE => self
+                .write(node, &body[40..])
+                .map(|length| (length as u64).to_le_bytes().to_vec()),
             RELEASE | RELEASEDIR | FLUSH => Ok(Vec::new()),
             _ => Err(libc::ENOSYS),
         };
@@ -182,7 +195,10 @@ impl Tree {
     }
 
     fn path(&self, node: u64) -> Result<&str, i32> {
-        self.nodes.get(&node).map(|(path, _)| path.as_str()).ok_or(libc::ENOENT)
+        self.nodes
+            .get(&node)
+            .map(|(path, _)| path.as_str())
+            .ok_or(libc::ENOENT)
     }
 
     fn child(&self, node: u64, name: &[u8]) -> Result<String, i32> {
@@ -269,7 +285,11 @@ impl Tree {
         if !gives && !parent.ends_with("/mon_groups") {
             return Err(libc::EPERM);
         }
-        let groups = self.numbers.keys().filter(|path| path.ends_with("/schemata")).count();
+        let groups = self
+            .numbers
+            .keys()
+            .filter(|path| path.ends_with("/schemata"))
+            .count();
         if gives && groups >= GROUPS {
             self.say("Out of CLOSIDs");
             return Err(libc::ENOSPC);
@@ -284,7 +304,11 @@ impl Tree {
 
     fn remove(&mut self, path: &str) -> Answer {
         if !self.numbers.contains_key(&format!("{path}/tasks")) {
-            return Err(if self.numbers.contains_key(path) { libc::EPERM } else { libc::ENOENT });
+            return Err(if self.numbers.contains_key(path) {
+                libc::EPERM
+            } else {
+                libc::ENOENT
+            });
         }
         let below = format!("{path}/");
         let gone = |known: &str| known == path || known.starts_with(&below);
@@ -321,7 +345,9 @@ impl Tree {
         let radix = if resource == "L3" { 16 } else { 10 };
         let mut now: BTreeMap<String, String> = BTreeMap::new();
         let text = self.text(path);
-        let old = text.lines().find(|old| old.trim().starts_with(&format!("{resource}:")));
+        let old = text
+            .lines()
+            .find(|old| old.trim().starts_with(&format!("{resource}:")));
         let old = old.ok_or_else(|| refused(self))?.to_owned();
         for pair in old.trim().split_once(':').unwrap_or_default().1.split(';') {
             let (id, value) = pair.split_once('=').unwrap_or_default();

@@ -54,9 +54,15 @@ fn net_devices(linux: &Linux, namespaces: Namespaces) -> Result<()> {
             None => (new_name.to_owned(), false),
         };
         if pure.contains('%') {
-            bail!("linux.netDevices[{name:?}].name: {new_name:?}: \"%\" stands only in \"%d\", once, for a number");
+            bail!(
+                "linux.netDevices[{name:?}].name: {new_name:?}: \"%\" stands only in \"%d\", once, for a number"
+            );
         }
-        let example = if template { new_name.replace("%d", "0") } else { pure };
+        let example = if template {
+            new_name.replace("%d", "0")
+        } else {
+            pure
+        };
         if let Err(what) = device_name(&example) {
             bail!("linux.netDevices[{name:?}].name: {new_name:?}: {what}");
         }
@@ -124,7 +130,10 @@ fn count(nodes: &str) -> Result<usize> {
         let number = |text: &str| text.trim().parse::<u32>().unwrap_or(u32::MAX);
         let last = number(last);
         if last >= NODES_MAX {
-            bail!("linux.memoryPolicy.nodes: {nodes:?}: invalid memory policy nodes: the last node is {}", NODES_MAX - 1);
+            bail!(
+                "linux.memoryPolicy.nodes: {nodes:?}: invalid memory policy nodes: the last node is {}",
+                NODES_MAX - 1
+            );
         }
         set.extend(number(first)..=last);
     }
@@ -137,7 +146,9 @@ fn intel_rdt(rdt: &LinuxIntelRdt, warnings: &mut Warnings) -> Result<()> {
     if let Some(name) = rdt.clos_id().as_deref().filter(|name| *name != "/") {
         no_nul(&format!("{FIELD}.closID"), name.as_bytes())?;
         if name == "." || name == ".." || name.contains('/') || RESCTRL_OWN.contains(&name) {
-            bail!("{FIELD}.closID: {name:?}: must be the name of a group: no path, and none of resctrl's own names; \"/\" is the default group");
+            bail!(
+                "{FIELD}.closID: {name:?}: must be the name of a group: no path, and none of resctrl's own names; \"/\" is the default group"
+            );
         }
         if name.len() > 255 {
             bail!("{FIELD}.closID: {name:?}: must be at most 255 bytes");
@@ -154,7 +165,9 @@ fn intel_rdt(rdt: &LinuxIntelRdt, warnings: &mut Warnings) -> Result<()> {
         no_nul(&format!("{FIELD}.l3CacheSchema"), schema.as_bytes())?;
         // Two lines were the only way to tell code from data before there was `schemata`.
         if !schema.is_empty() && !schema.lines().all(|line| line.starts_with("L3")) {
-            warnings.push(format!("{FIELD}.l3CacheSchema: {schema:?}: should start with \"L3:\""));
+            warnings.push(format!(
+                "{FIELD}.l3CacheSchema: {schema:?}: should start with \"L3:\""
+            ));
         }
     }
     if let Some(schema) = rdt.mem_bw_schema().as_deref().filter(|schema| !schema.is_empty()) {

@@ -324,7 +324,10 @@ fn id(parsed: &Parsed) -> Result<ContainerId> {
 }
 
 /// Of crun's: the container id is an expression.
-const REGEX: Flag = Flag::switch("regex", "the container id is a regular expression: for all whose id matches");
+const REGEX: Flag = Flag::switch(
+    "regex",
+    "the container id is a regular expression: for all whose id matches",
+);
 
 /// Does something to the container that is named, or with `--regex` to all whose id matches, also after a failure.
 ///

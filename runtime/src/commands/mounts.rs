@@ -41,7 +41,8 @@ fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
     };
     let id = utf8(id).context("container id")?.parse()?;
     let mounts = read(Path::new(file))?;
-    apply(&global.state_root(), &id, &mounts).with_context(|| format!("mounts {verb} container {:?}", id.as_str()))?;
+    apply(&global.state_root(), &id, &mounts)
+        .with_context(|| format!("mounts {verb} container {:?}", id.as_str()))?;
     Ok(0)
 }
 

@@ -491,7 +491,10 @@ impl<'a> Unfinished<'a> {
             }
         }
         let mut record = self.record.take();
-        if let Some(Record { cgroup, intel_rdt, .. }) = &mut record {
+        if let Some(Record {
+            cgroup, intel_rdt, ..
+        }) = &mut record
+        {
             let group = intel_rdt.as_ref().map_or(Ok(()), Group::remove);
             let removed = cgroup.remove(Instant::now() + CGROUP_DEADLINE);
             for error in [group, removed].into_iter().filter_map(Result::err) {

@@ -253,7 +253,10 @@ impl Container<'_> {
             .transpose()?;
         let for_socket = options.console_socket.is_some() || options.reporter.is_some();
         let mut identity = Identity::new(process, linux)?;
-        if Annotations::read(self.record.annotations.iter())?.0.keep_original_groups {
+        if Annotations::read(self.record.annotations.iter())?
+            .0
+            .keep_original_groups
+        {
             identity.keep_original_groups();
         }
         Ok(Payload {

@@ -54,8 +54,14 @@ fn open(root: &StateRoot, id: &ContainerId) -> Result<(Locked, Record, Spec)> {
 }
 
 fn has(spec: &Spec, kind: LinuxNamespaceType) -> bool {
-    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-    namespaces.into_iter().flatten().any(|namespace| namespace.typ() == kind)
+    let namespaces = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().as_ref());
+    namespaces
+        .into_iter()
+        .flatten()
+        .any(|namespace| namespace.typ() == kind)
 }
 
 /// Does something in the container's mount namespace, and user namespace, with its root: in a child, which is in no other

@@ -102,7 +102,8 @@ impl Socket {
     pub(super) fn ask(&self, request: Request, flags: u16) -> Result<Vec<Vec<u8>>> {
         let Request { what, .. } = &request;
         let what = what.clone();
-        self.exchange(request, REQUEST | ACK | flags, &what).map(|(answers, _)| answers)
+        self.exchange(request, REQUEST | ACK | flags, &what)
+            .map(|(answers, _)| answers)
     }
 
     /// Lists what there is, as it was at one moment.
@@ -220,7 +221,9 @@ mod tests {
 
     #[test]
     fn a_request_has_its_length_and_padded_attributes() {
-        let mut request = Request::new("x", 16, &[0; 16]).attribute(3, b"lo\0").attribute(28, &7_u32.to_ne_bytes());
+        let mut request = Request::new("x", 16, &[0; 16])
+            .attribute(3, b"lo\0")
+            .attribute(28, &7_u32.to_ne_bytes());
         request.finish(REQUEST | ACK, 9);
         assert_eq!(request.bytes.len(), 16 + 16 + 8 + 8);
         let message = Messages(&request.bytes).next().unwrap();
@@ -233,7 +236,11 @@ mod tests {
     #[test]
     fn what_is_cut_off_or_too_short_is_nothing() {
         assert!(Messages(&[]).next().is_none());
-        assert!(Messages(&[15, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).next().is_none());
+        assert!(
+            Messages(&[15, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+                .next()
+                .is_none()
+        );
         let request = Request::new("x", 16, &[0; 16]).attribute(3, b"lo\0");
         for length in 0..request.bytes.len() {
             assert!(Messages(&request.bytes[..length]).next().is_none());

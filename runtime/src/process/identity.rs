@@ -92,7 +92,11 @@ impl Identity {
                     LinuxPersonalityDomain::PerLinux => 0,
                     LinuxPersonalityDomain::PerLinux32 => 8,
                 }),
-            memory_policy: linux.memory_policy().as_ref().map(MemoryPolicy::new).transpose()?,
+            memory_policy: linux
+                .memory_policy()
+                .as_ref()
+                .map(MemoryPolicy::new)
+                .transpose()?,
             affinity: final_affinity(process.exec_cpu_affinity().as_ref())?,
         })
     }

@@ -45,8 +45,15 @@ impl MemoryPolicy {
                 Flag::MpolFStaticNodes => 1 << 15,
             };
         }
-        let list = policy.nodes().as_deref().map(str::trim).filter(|list| !list.is_empty());
-        let nodes = list.map(cpu_mask).transpose().context("linux.memoryPolicy.nodes")?;
+        let list = policy
+            .nodes()
+            .as_deref()
+            .map(str::trim)
+            .filter(|list| !list.is_empty());
+        let nodes = list
+            .map(cpu_mask)
+            .transpose()
+            .context("linux.memoryPolicy.nodes")?;
         Ok(Self {
             mode: mode | flags,
             nodes: nodes.unwrap_or_default(),
@@ -88,7 +95,8 @@ mod tests {
         assert_eq!((bind.mode, bind.nodes), (2 | 1 << 15, vec![3, 1]));
         let local = policy(r#"{"mode":"MPOL_LOCAL","nodes":""}"#);
         assert_eq!((local.mode, local.nodes), (4, vec![]));
-        let both = policy(r#"{"mode":"MPOL_WEIGHTED_INTERLEAVE","nodes":"3","flags":["MPOL_F_RELATIVE_NODES"]}"#);
+        let both =
+            policy(r#"{"mode":"MPOL_WEIGHTED_INTERLEAVE","nodes":"3","flags":["MPOL_F_RELATIVE_NODES"]}"#);
         assert_eq!((both.mode, both.nodes), (6 | 1 << 14, vec![8]));
     }
 }

@@ -12,7 +12,10 @@ fn parse<'a>(lines: impl Iterator<Item = &'a str>) -> BTreeMap<(&'a str, &'a str
             continue;
         };
         for (id, value) in values.split(';').filter_map(|value| value.split_once('=')) {
-            all.insert((resource.trim(), without_zeros(id)), without_zeros(value).to_ascii_lowercase());
+            all.insert(
+                (resource.trim(), without_zeros(id)),
+                without_zeros(value).to_ascii_lowercase(),
+            );
         }
     }
     all
@@ -22,7 +25,11 @@ fn without_zeros(number: &str) -> &str {
     let number = number.trim();
     let stripped = number.trim_start_matches('0');
     // The last of nothing but zeros stays.
-    if stripped.is_empty() && !number.is_empty() { &number[number.len() - 1..] } else { stripped }
+    if stripped.is_empty() && !number.is_empty() {
+        &number[number.len() - 1..]
+    } else {
+        stripped
+    }
 }
 
 /// Whether a group that is there gives what is asked for; of two lines about the same the later counts.
@@ -61,7 +68,13 @@ mod tests {
     fn what_differs_is_told() {
         let error = |asked| compare(asked, THERE).unwrap_err().to_string();
         assert_eq!(error(&["L3:0=7f0;1=ff"]), "L3:1=ff is asked for, 1f is there");
-        assert_eq!(error(&["L2:0=f"]), "L2:0=f is asked for, and there is no such resource");
-        assert_eq!(error(&["L3:2=f"]), "L3:2=f is asked for, and there is no such resource");
+        assert_eq!(
+            error(&["L2:0=f"]),
+            "L2:0=f is asked for, and there is no such resource"
+        );
+        assert_eq!(
+            error(&["L3:2=f"]),
+            "L3:2=f is asked for, and there is no such resource"
+        );
     }
 }

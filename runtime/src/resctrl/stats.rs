@@ -96,11 +96,16 @@ pub(super) fn read(root: &Path, group: &Path, monitoring: Option<&Path>) -> Resu
     let number = |path: &str| -> Result<u64> {
         let path = info.join(path);
         let text = text(&path)?.unwrap_or_default();
-        text.trim().parse().with_context(|| format!("{}: {text:?}: no number", path.display()))
+        text.trim()
+            .parse()
+            .with_context(|| format!("{}: {text:?}: no number", path.display()))
     };
     if info.join("L3").is_dir() {
         stats.l3_cache_info = Some(CacheInfo {
-            cbm_mask: text(&info.join("L3/cbm_mask"))?.unwrap_or_default().trim().to_owned(),
+            cbm_mask: text(&info.join("L3/cbm_mask"))?
+                .unwrap_or_default()
+                .trim()
+                .to_owned(),
             min_cbm_bits: number("L3/min_cbm_bits")?,
             num_closids: number("L3/num_closids")?,
         });
@@ -140,7 +145,9 @@ fn count(group: &Path, counts: impl Fn(&str) -> bool, stats: &mut RdtStats) -> R
         .collect();
     domains.sort();
     // "Unavailable" and the like of a counter that has nothing to tell yet is 0.
-    let number = |path: &Path| -> Result<u64> { Ok(text(path)?.and_then(|text| text.trim().parse().ok()).unwrap_or(0)) };
+    let number = |path: &Path| -> Result<u64> {
+        Ok(text(path)?.and_then(|text| text.trim().parse().ok()).unwrap_or(0))
+    };
     for domain in domains {
         if bandwidth {
             stats.mbm_stats.get_or_insert_default().push(BandwidthUse {

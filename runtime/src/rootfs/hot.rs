@@ -18,7 +18,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::fchdir;
 use oci_spec::runtime::{Mount, Spec};
 
-use super::mounts::{Planned, Step};
+use super::mounts::{Planned, Planner, Step};
 use super::options::{Change, Options};
 use super::path::{InsidePath, Links, Root, open_error};
 use super::{planner, tree};
@@ -52,25 +52,7 @@ impl Hot {
         let mut planner = planner(spec, bundle)?;
         let mut planned = Vec::with_capacity(mounts.len());
         for (index, mount) in mounts.iter().enumerate() {
-            let one = || -> Result<Planned> {
-                let fs_type = mount.typ().as_deref().unwrap_or("none");
-                let options = Options::parse(fs_type, mount.options().as_deref().unwrap_or_default())?;
-                if options.remount {
-                    bail!("options: remount: only a new mount can be added to a running container");
-                }
-                if !options.bind && OF_THE_OPENER.contains(&fs_type) {
-                    bail!("type: {fs_type:?}: can't be added to a running container: it would show what is the host's");
-                }
-                if options.copy_symlink {
-                    bail!("options: copy-symlink: only a mount can be added to a running container");
-                }
-                let mut planned = planner.plan(mount, options)?;
-                if let Step::Bind { source, .. } = &mut planned.step {
-                    source.open_for_good()?;
-                }
-                Ok(planned)
-            };
-            let one = one().with_context(|| format!("mounts[{index}]"))?;
+            let one = plan_one(&mut planner, mount).with_context(|| format!("mounts[{index}]"))?;
             planned.push((mount.destination().display().to_string(), one));
         }
         Ok(Hot(planned))
@@ -109,6 +91,25 @@ impl Hot {
     }
 }
 
+fn plan_one(planner: &mut Planner<'_>, mount: &Mount) -> Result<Planned> {
+    let fs_type = mount.typ().as_deref().unwrap_or("none");
+    let options = Options::parse(fs_type, mount.options().as_deref().unwrap_or_default())?;
+    if options.remount {
+        bail!("options: remount: only a new mount can be added to a running container");
+    }
+    if !options.bind && OF_THE_OPENER.contains(&fs_type) {
+        bail!("type: {fs_type:?}: can't be added to a running container: it would show what is the host's");
+    }
+    if options.copy_symlink {
+        bail!("options: copy-symlink: only a mount can be added to a running container");
+    }
+    let mut planned = planner.plan(mount, options)?;
+    if let Step::Bind { source, .. } = &mut planned.step {
+        source.open_for_good()?;
+    }
+    Ok(planned)
+}
+
 /// `/proc/self/fd` of the host, by which a mount that is held by a descriptor can be named (umount2(2) takes paths only).
 #[derive(Debug)]
 pub struct Descriptors(OwnedFd);
@@ -121,7 +122,8 @@ impl Descriptors {
     /// There is no `/proc`.
     pub fn open() -> Result<Descriptors> {
         let flags = libc::O_PATH | libc::O_DIRECTORY;
-        let fd = openat2(sys::cwd(), c"/proc/self/fd", flags, 0).call(|| "openat2(\"/proc/self/fd\")".into())?;
+        let fd =
+            openat2(sys::cwd(), c"/proc/self/fd", flags, 0).call(|| "openat2(\"/proc/self/fd\")".into())?;
         Ok(Descriptors(fd))
     }
 }
@@ -159,7 +161,11 @@ fn remove(root: &Root, path: &InsidePath, descriptors: &Descriptors) -> Result<(
     fchdir(&descriptors.0).call(|| "fchdir(\"/proc/self/fd\")".into())?;
     let number = CString::new(mount.as_raw_fd().to_string())?;
     sys::detach(&number).map_err(|errno| {
-        let hint = if errno == Errno::EINVAL { " (it is no mount point)" } else { "" };
+        let hint = if errno == Errno::EINVAL {
+            " (it is no mount point)"
+        } else {
+            ""
+        };
         crate::sys::Error {
             call: format!("umount2(\"{path}\", DETACH){hint}"),
             errno,

@@ -286,7 +286,10 @@ fn planner<'a>(spec: &'a Spec, bundle: &'a Path) -> Result<Planner<'a>> {
 
 /// `linux.mountLabel`, and the mount option that takes it.
 fn mount_label(spec: &Spec) -> Result<Option<(&'static str, &str)>> {
-    let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().as_deref());
+    let label = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.mount_label().as_deref());
     let Some(label) = label.filter(|label| !label.is_empty()) else {
         return Ok(None);
     };

@@ -316,7 +316,8 @@ impl NewFilesystem {
             .create(mode.as_deref().map(|mode| (c"mode", mode)))?;
         let pending = self.attributes.apply(&tree)?;
         if let Some(label) = &self.root_label {
-            let top = openat2(&tree, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0).call(|| "openat2(\".\")".into())?;
+            let top = openat2(&tree, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)
+                .call(|| "openat2(\".\")".into())?;
             xattr::set(&top, c"security.selinux", label.as_bytes_with_nul())
                 .call(|| format!("fsetxattr(\"security.selinux\", {label:?})"))
                 .context("linux.mountLabel: is SELinux enabled?")?;

@@ -342,7 +342,10 @@ impl Filesystem {
                 } else {
                     ""
                 };
-                failed(errno, format!("fsconfig({name:?}, {key:?}{value}){label}{}", message()))
+                failed(
+                    errno,
+                    format!("fsconfig({name:?}, {key:?}{value}){label}{}", message()),
+                )
             })?;
         }
         sys::fsconfig_create(&context)

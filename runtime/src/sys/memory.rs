@@ -22,7 +22,11 @@ pub fn trim() {
 pub fn set_mempolicy(mode: i32, nodes: &[u64]) -> Result<()> {
     // The kernel takes one bit less than it is told.
     let bits = if nodes.is_empty() { 0 } else { nodes.len() * 64 + 1 };
-    let mask = if nodes.is_empty() { std::ptr::null() } else { nodes.as_ptr() };
+    let mask = if nodes.is_empty() {
+        std::ptr::null()
+    } else {
+        nodes.as_ptr()
+    };
     // SAFETY: the mask has the number of bits told, or is null with none.
     let returned = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, bits) };
     checked(returned, || format!("set_mempolicy({mode:#x}, {nodes:x?})")).map(drop)

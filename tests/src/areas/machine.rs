@@ -75,7 +75,8 @@ test!(
 test!(
     fn a_network_device_gets_the_name_it_is_given_or_the_first_free_number(t: &Test) -> Result {
         with_devices(t, &["dev0", "dev1", "dev2"])?;
-        let devices = json!({"dev0": {"name": "ctr-dev"}, "dev1": {"name": "net%d"}, "dev2": {"name": "net%d"}});
+        let devices =
+            json!({"dev0": {"name": "ctr-dev"}, "dev1": {"name": "net%d"}, "dev2": {"name": "net%d"}});
         let bundle = t.bundle().set("/linux/netDevices", devices);
         bundle
             .sh("for d in ctr-dev net0 net1; do ip -o link show dev $d up | cut -d: -f2; done")
@@ -123,7 +124,10 @@ test!(
             .bundle()
             .set("/linux/netDevices", json!({"dev0": {"name": "x"}}))
             .args(&["/no/such/program"]);
-        bundle.command("create", &[])?.run()?.fails_naming(&["/no/such/program"])?;
+        bundle
+            .command("create", &[])?
+            .run()?
+            .fails_naming(&["/no/such/program"])?;
         let dev0 = ip("addr show dev dev0")?;
         ensure!(dev0.contains("10.9.8.7/24") && dev0.contains("UP"), "{dev0}");
         Ok(())
@@ -202,7 +206,10 @@ test!(
             (json!({"mode": "MPOL_BIND"}), "nodes"),
             (json!({"mode": "MPOL_DEFAULT", "nodes": "0-7"}), "0-7"),
             (json!({"mode": "MPOL_BIND", "nodes": "zero"}), "zero"),
-            (json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_OTHER"]}), "MPOL_F_OTHER"),
+            (
+                json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_OTHER"]}),
+                "MPOL_F_OTHER",
+            ),
             // No machine of these tests has so many.
             (json!({"mode": "MPOL_BIND", "nodes": "511"}), "memoryPolicy"),
         ] {
@@ -227,12 +234,18 @@ fn with_rdt<'t>(t: &'t Test, rdt: Value) -> Bundle<'t> {
 test!(
     fn a_container_has_a_resctrl_group_of_its_own_that_ends_with_it(t: &Test) -> Result {
         let resctrl = resctrl(t)?;
-        let bundle = with_rdt(t, json!({"l3CacheSchema": "L3:0=f;1=ff", "memBwSchema": "MB:0=20"}));
+        let bundle = with_rdt(
+            t,
+            json!({"l3CacheSchema": "L3:0=f;1=ff", "memBwSchema": "MB:0=20"}),
+        );
         let container = bundle.create()?;
         let group = bundle.id.clone();
         ensure!(resctrl.read(&format!("{group}/tasks"))? == container.pid()?.to_string());
         let schemata = resctrl.read(&format!("{group}/schemata"))?;
-        ensure!(schemata == "MB:0=00020;1=100\n    L3:0=0000f;1=000ff", "{schemata}");
+        ensure!(
+            schemata == "MB:0=00020;1=100\n    L3:0=0000f;1=000ff",
+            "{schemata}"
+        );
         let state = fs::read_to_string(t.root.join(&bundle.id).join("state.json"))?;
         let state: Value = serde_json::from_str(&state)?;
         ensure!(
@@ -240,7 +253,10 @@ test!(
             "{state}"
         );
         // What exec starts is in it, too.
-        container.exec_command(&["--detach"], &["sleep", "1000000"]).run()?.ok()?;
+        container
+            .exec_command(&["--detach"], &["sleep", "1000000"])
+            .run()?
+            .ok()?;
         ensure!(resctrl.read(&format!("{group}/tasks"))?.lines().count() == 2);
         container.verb("delete", &["--force"])?.ok()?;
         ensure!(!resctrl.path.join(&group).exists(), "the group is left");
@@ -292,9 +308,15 @@ test!(
         let rdt = &events["data"]["intel_rdt"];
         ensure!(rdt["l3_cache_info"]["cbm_mask"] == "fffff", "{rdt}");
         ensure!(rdt["mem_bw_schema"] == "MB:0=100;1=100", "{rdt}");
-        ensure!(rdt["cmt_stats"] == json!([{"llc_occupancy": 65536}, {"llc_occupancy": 65536}]), "{rdt}");
+        ensure!(
+            rdt["cmt_stats"] == json!([{"llc_occupancy": 65536}, {"llc_occupancy": 65536}]),
+            "{rdt}"
+        );
         container.verb("delete", &["--force"])?.ok()?;
-        ensure!(!resctrl.path.join(&group).exists(), "the monitoring group is left");
+        ensure!(
+            !resctrl.path.join(&group).exists(),
+            "the monitoring group is left"
+        );
         ensure!(resctrl.path.join("gold").exists(), "the group is gone");
         Ok(())
     }
@@ -310,9 +332,16 @@ test!(
             let update = ["--l3-cache-schema", "L3:1=3", "--mem-bw-schema", "MB:0=50"];
             container.verb("update", &update)?.ok()?;
             let schemata = resctrl.read(&format!("{}/schemata", bundle.id))?;
-            ensure!(schemata.contains("1=00003") && schemata.contains("MB:0=00050"), "{schemata}");
+            ensure!(
+                schemata.contains("1=00003") && schemata.contains("MB:0=00050"),
+                "{schemata}"
+            );
             let tasks = resctrl.read(&format!("{}/tasks", bundle.id))?;
-            ensure!(tasks.lines().any(|task| task == container.pid().map_or(String::new(), |pid| pid.to_string())));
+            ensure!(
+                tasks
+                    .lines()
+                    .any(|task| task == container.pid().map_or(String::new(), |pid| pid.to_string()))
+            );
             container
                 .verb("update", &["--l3-cache-schema", "L3:0=zz"])?
                 .fails_naming(&["L3:0=zz", "Parsing error"])?;
@@ -346,7 +375,10 @@ test!(
         // A later failure takes the group back.
         fs::remove_dir(resctrl.path.join("a"))?;
         let bundle = with_rdt(t, json!({})).args(&["/no/such/program"]);
-        bundle.command("create", &[])?.run()?.fails_naming(&["/no/such/program"])?;
+        bundle
+            .command("create", &[])?
+            .run()?
+            .fails_naming(&["/no/such/program"])?;
         ensure!(!resctrl.path.join(&bundle.id).exists(), "the group is left");
         Ok(())
     }

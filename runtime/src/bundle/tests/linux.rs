@@ -280,7 +280,10 @@ fn limits_out_of_range_are_named() {
 
 /// A configuration whose container has a network namespace of its own, and these devices.
 fn net_devices(devices: Value) -> Result<(), String> {
-    let mut config = with("/linux/namespaces", json!([{"type": "network"}, {"type": "mount"}]));
+    let mut config = with(
+        "/linux/namespaces",
+        json!([{"type": "network"}, {"type": "mount"}]),
+    );
     set(&mut config, "/linux/netDevices", devices);
     check(&config).map(drop).map_err(|error| format!("{error:#}"))
 }
@@ -292,7 +295,8 @@ fn network_devices_need_a_namespace_and_names_the_kernel_takes() {
         refused("/linux/netDevices", json!({"eth1": {}})),
         "linux.netDevices: needs a namespace of type \"network\" in linux.namespaces"
     );
-    net_devices(json!({"eth1": {"name": "net%d"}, "eth2": {"name": "net%d"}, "eth3": {"name": ""}, "é": {}})).unwrap();
+    net_devices(json!({"eth1": {"name": "net%d"}, "eth2": {"name": "net%d"}, "eth3": {"name": ""}, "é": {}}))
+        .unwrap();
     for (devices, error) in [
         (json!({"": {}}), "linux.netDevices[\"\"]: the name is empty"),
         (
@@ -352,12 +356,18 @@ fn a_memory_policy_has_the_nodes_its_mode_takes() {
     }
     let error = refused("/linux/memoryPolicy", json!({"mode": "MPOL_WHERE"}));
     assert!(
-        error.starts_with("linux.memoryPolicy.mode: \"MPOL_WHERE\": unknown memory policy mode; use one of MPOL_DEFAULT"),
+        error.starts_with(
+            "linux.memoryPolicy.mode: \"MPOL_WHERE\": unknown memory policy mode; use one of MPOL_DEFAULT"
+        ),
         "{error}"
     );
-    let error = refused("/linux/memoryPolicy", json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_X"]}));
+    let error = refused(
+        "/linux/memoryPolicy",
+        json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_X"]}),
+    );
     assert!(
-        error.starts_with("linux.memoryPolicy.flags[0]: \"MPOL_F_X\": unknown memory policy flag; use one of"),
+        error
+            .starts_with("linux.memoryPolicy.flags[0]: \"MPOL_F_X\": unknown memory policy flag; use one of"),
         "{error}"
     );
 }
@@ -365,11 +375,16 @@ fn a_memory_policy_has_the_nodes_its_mode_takes() {
 #[test]
 fn a_resctrl_group_is_a_name_and_its_schemata_are_lines() {
     accepted("/linux/intelRdt", json!({"closID": "/", "schemata": ["L3:0=f"]}));
-    accepted("/linux/intelRdt", json!({"closID": "gold", "memBwSchema": "MB:0=20", "enableMonitoring": true}));
+    accepted(
+        "/linux/intelRdt",
+        json!({"closID": "gold", "memBwSchema": "MB:0=20", "enableMonitoring": true}),
+    );
     for name in ["..", ".", "a/b", "/a", "info"] {
         let error = refused("/linux/intelRdt", json!({"closID": name}));
         assert!(
-            error.starts_with(&format!("linux.intelRdt.closID: {name:?}: must be the name of a group")),
+            error.starts_with(&format!(
+                "linux.intelRdt.closID: {name:?}: must be the name of a group"
+            )),
             "{error}"
         );
     }

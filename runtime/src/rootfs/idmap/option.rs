@@ -39,7 +39,9 @@ impl Custom {
                 "gids" => &mut gids,
                 _ => bail!("{part:?}: must be uids=... or gids=..."),
             };
-            let triples = list.split('#').map(|one| triple(one).with_context(|| format!("{key}: {one:?}")));
+            let triples = list
+                .split('#')
+                .map(|one| triple(one).with_context(|| format!("{key}: {one:?}")));
             if place.replace(triples.collect::<Result<Vec<_>>>()?).is_some() {
                 bail!("{key}: is given twice");
             }
@@ -61,7 +63,10 @@ impl Custom {
             Container::New { uids, gids } => (*uids, *gids),
             Container::Host | Container::Joined(_) => (&[][..], &[][..]),
         };
-        Ok([absolute(&self.uids, uids).context("uids")?, absolute(&self.gids, gids).context("gids")?])
+        Ok([
+            absolute(&self.uids, uids).context("uids")?,
+            absolute(&self.gids, gids).context("gids")?,
+        ])
     }
 }
 
@@ -99,7 +104,8 @@ fn absolute(triples: &[Triple], namespace: &[LinuxIdMapping]) -> Result<Vec<Linu
         if triple.relative {
             let holds = |map: &&LinuxIdMapping| {
                 host >= map.container_id()
-                    && u64::from(host) + u64::from(triple.count) <= u64::from(map.container_id()) + u64::from(map.size())
+                    && u64::from(host) + u64::from(triple.count)
+                        <= u64::from(map.container_id()) + u64::from(map.size())
             };
             let Some(map) = namespace.iter().find(holds) else {
                 bail!(
@@ -151,12 +157,24 @@ mod tests {
         let custom = Custom::parse("gids=0-0-1;uids=@1-3-10").unwrap();
         let [uids, gids] = custom.resolve(&container).unwrap();
         assert_eq!((uids, gids), (vec![map(1, 4, 10)], vec![map(0, 0, 1)]));
-        for (option, of) in [("@0-0-2", "crosses"), ("@0-1001-1", "past"), ("@0-995-7", "crosses")] {
+        for (option, of) in [
+            ("@0-0-2", "crosses"),
+            ("@0-1001-1", "past"),
+            ("@0-995-7", "crosses"),
+        ] {
             let custom = Custom::parse(&format!("uids={option};gids=0-0-1")).unwrap();
             let error = format!("{:#}", custom.resolve(&container).unwrap_err());
-            assert!(error.starts_with(&format!("uids: {option}: no one mapping")), "{of}: {error}");
+            assert!(
+                error.starts_with(&format!("uids: {option}: no one mapping")),
+                "{of}: {error}"
+            );
         }
-        assert!(Custom::parse("uids=@0-0-1;gids=0-0-1").unwrap().resolve(&Container::Host).is_err());
+        assert!(
+            Custom::parse("uids=@0-0-1;gids=0-0-1")
+                .unwrap()
+                .resolve(&Container::Host)
+                .is_err()
+        );
     }
 
     #[test]

@@ -21,7 +21,7 @@ mod devices;
 mod idmap;
 mod mounts;
 mod options;
-mod path;
+pub(crate) mod path;
 mod protect;
 mod switch;
 #[cfg(test)]

@@ -22,7 +22,7 @@ mod hot;
 mod idmap;
 mod mounts;
 mod options;
-mod path;
+pub(crate) mod path;
 mod protect;
 mod switch;
 #[cfg(test)]

@@ -43,7 +43,7 @@ use crate::sys::process::has_ended;
 use crate::{hooks, log, rootfs, sys};
 
 /// How long a cgroup is given to become empty after its processes were killed.
-pub(super) const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What became of `create`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -176,7 +176,12 @@ impl<'a> Unfinished<'a> {
             &layout,
             driver,
         )?;
-        self.record = Some(self.first_record(cgroup, gated, namespaces.makes(CLONE_NEWPID)));
+        self.record = Some(first_record(
+            options,
+            cgroup,
+            gated,
+            namespaces.makes(CLONE_NEWPID),
+        ));
         self.save()?;
         if let Err(error) = self.record.as_mut().context("the record")?.cgroup.make() {
             // What it made it has removed. A cgroup that is there now is another's: not ours to empty, see `undo`.
@@ -224,32 +229,6 @@ impl<'a> Unfinished<'a> {
         self.spawned = Some(spawn(&birth, |channel| init.run(channel))?);
         self.record_child()?;
         self.release(linux, &namespaces, driver)
-    }
-
-    /// What is known before anything is made in the kernel: a runtime killed from here on leaves what delete finds.
-    fn first_record(&self, cgroup: Cgroup, gated: bool, owns_pids: bool) -> Record {
-        let Bundle {
-            dir, rootfs, spec, ..
-        } = &self.options.bundle;
-        let annotations = spec.annotations().iter().flatten();
-        Record {
-            oci_version: spec.version().clone(),
-            bundle: dir.clone(),
-            rootfs: rootfs.clone(),
-            pid: 0,
-            start_time: 0,
-            created: log::timestamp(std::time::SystemTime::now()),
-            owner: nix::unistd::getuid().as_raw(),
-            annotations: annotations
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect(),
-            cgroup,
-            gated,
-            set_up: gated,
-            no_new_keyring: self.options.no_new_keyring,
-            has_hooks: spec.hooks().is_some(),
-            owns_pids,
-        }
     }
 
     fn save(&self) -> Result<()> {
@@ -469,8 +448,39 @@ impl<'a> Unfinished<'a> {
     }
 }
 
+/// What is known before anything is made in the kernel: a runtime killed from here on leaves what delete finds.
+pub(crate) fn first_record(
+    options: &CreateOptions<'_>,
+    cgroup: Cgroup,
+    gated: bool,
+    owns_pids: bool,
+) -> Record {
+    let Bundle {
+        dir, rootfs, spec, ..
+    } = &options.bundle;
+    let annotations = spec.annotations().iter().flatten();
+    Record {
+        oci_version: spec.version().clone(),
+        bundle: dir.clone(),
+        rootfs: rootfs.clone(),
+        pid: 0,
+        start_time: 0,
+        created: log::timestamp(std::time::SystemTime::now()),
+        owner: nix::unistd::getuid().as_raw(),
+        annotations: annotations
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
+        cgroup,
+        gated,
+        set_up: gated,
+        no_new_keyring: options.no_new_keyring,
+        has_hooks: spec.hooks().is_some(),
+        owns_pids,
+    }
+}
+
 /// The limits and device rules of `linux.resources`.
-fn set_limits(cgroup: &Cgroup, linux: &Linux) -> Result<()> {
+pub(crate) fn set_limits(cgroup: &Cgroup, linux: &Linux) -> Result<()> {
     let resources = linux.resources().as_ref();
     if let Some(resources) = resources {
         cgroup.apply(resources)?;

@@ -18,7 +18,7 @@ pub mod id;
 pub mod kill;
 pub mod notify;
 pub mod pause;
-mod plan;
+pub(crate) mod plan;
 pub mod query;
 pub mod run;
 pub mod start;

@@ -21,6 +21,7 @@ mod devices;
 mod idmap;
 mod mounts;
 mod options;
+mod outside;
 mod path;
 mod protect;
 mod switch;
@@ -49,6 +50,7 @@ use tree::Source;
 pub use cgroup_mounts::{Cgroups, Hierarchy};
 pub use idmap::make_namespace as make_mapping_namespace;
 pub use options::known as mount_options;
+pub use outside::{Mounted, NULL, Outside, bind_root, outside};
 
 /// What a plan depends on besides config.json.
 #[derive(Debug, Clone, Default)]

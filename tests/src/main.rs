@@ -34,6 +34,7 @@ mod options;
 mod output;
 mod payload;
 mod registry;
+mod resctrl;
 mod runner;
 mod shim;
 mod supervisor;

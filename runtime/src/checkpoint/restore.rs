@@ -29,7 +29,7 @@ use super::message::{Kind, Message, Response, option, request};
 use super::stdio::Names;
 use super::{Options, external_key, need_root, path_bytes, work_directory};
 use crate::bundle::Bundle;
-use crate::cgroup::{Cgroup, Driver, JoinTarget, Layout};
+use crate::cgroup::{Cgroup, Driver, JoinTarget, Layout, Scope};
 use crate::container::create::{CGROUP_DEADLINE, Created, first_record, set_limits};
 use crate::container::delete::run_poststop_hooks;
 use crate::container::handover::{send_master, write_pid_file};
@@ -43,13 +43,14 @@ use crate::process::channel::{Channel, Message as Word};
 use crate::process::foreground::{self, Signals};
 use crate::process::init::Root;
 use crate::process::spawn::live;
+use crate::resctrl::Group;
 use crate::rootfs::{self, NULL, Outside, outside};
 use crate::sys::clone::{
     CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER,
     CLONE_NEWUTS, Child, Cloned, clone3,
 };
 use crate::sys::process::{self, pidfd_open};
-use crate::{hooks, log};
+use crate::{hooks, log, netdev};
 
 const LOG: &str = "restore.log";
 /// Where CRIU has the root mounted, in the container's state directory.
@@ -165,6 +166,8 @@ fn make(
         record: None,
         init: None,
         master: None,
+        hook_output: hooks::Output::default(),
+        devices: None,
         ran_hooks: false,
     };
     match restoration.run(&program) {
@@ -209,6 +212,9 @@ struct Restoration<'a> {
     master: Option<OwnedFd>,
     point: PathBuf,
     hook_state: hooks::State,
+    hook_output: hooks::Output,
+    /// Network devices of the host that were moved into it.
+    devices: Option<netdev::Moved>,
     ran_hooks: bool,
 }
 
@@ -218,6 +224,7 @@ impl Restoration<'_> {
         let options = self.options;
         let Bundle { spec, raw, .. } = &options.bundle;
         self.directory.save_config(raw)?;
+        self.hook_output = hooks::Output::open(spec.annotations().iter().flatten())?;
         let default = Linux::default();
         let linux = spec.linux().as_ref().unwrap_or(&default);
         let namespaces = Namespaces::open(linux)?;
@@ -259,6 +266,10 @@ impl Restoration<'_> {
         let path = linux.cgroups_path().as_deref();
         let cgroup = Cgroup::place(path, self.options.id.as_str(), layout, self.driver())?;
         let mut record = first_record(self.options, cgroup, false, namespaces.makes(CLONE_NEWPID));
+        let rdt = linux.intel_rdt().as_ref();
+        record.intel_rdt = rdt
+            .map(|config| Group::plan(config, self.options.id.as_str()))
+            .transpose()?;
         self.directory.save(&record)?;
         // What it made it has removed. One that is there already is another's: not ours to empty.
         record.cgroup.make()?;
@@ -330,9 +341,19 @@ impl Restoration<'_> {
         let linux = self.options.bundle.spec.linux().as_ref().unwrap_or(&default);
         if record.cgroup.driver() == Driver::Systemd {
             let resources = linux.resources().clone().unwrap_or_default();
-            let annotations = self.options.bundle.spec.annotations().as_ref();
-            record.cgroup.attach(criu.child.pid, &resources, annotations)?;
+            let devices = resources.devices().clone().unwrap_or_default();
+            let scope = Scope {
+                resources,
+                annotations: self.options.bundle.spec.annotations().as_ref(),
+                devices: Some(&devices),
+            };
+            record.cgroup.attach(criu.child.pid, &scope)?;
             set_limits(&record.cgroup, linux)?;
+        }
+        if let Some(config) = linux.intel_rdt() {
+            let group = self.record.as_mut().and_then(|record| record.intel_rdt.as_mut());
+            group.context("the resctrl group")?.make(config, criu.child.pid)?;
+            self.directory.save(self.record()?)?;
         }
         criu.go()?;
         let request = self.request(criu.child.pid, directories, namespaces, outside)?;
@@ -447,6 +468,12 @@ impl Restoration<'_> {
                 Ok(process::bring_up_loopback()?)
             })
             .context("bring up the loopback interface")?;
+            // In one that is joined they still are.
+            let linux = self.options.bundle.spec.linux().as_ref();
+            let devices = linux.and_then(|linux| linux.net_devices().as_ref());
+            if let Some(devices) = devices.filter(|devices| !devices.is_empty()) {
+                self.devices = Some(netdev::move_into(network.into(), devices)?);
+            }
         }
         let Some(hooks) = self.options.bundle.spec.hooks() else {
             return Ok(());
@@ -457,6 +484,7 @@ impl Restoration<'_> {
         let place = hooks::Place::Runtime {
             bundle: &self.options.bundle.dir,
             init: Some(init.as_fd()),
+            output: &self.hook_output,
         };
         let prestart = hooks.prestart();
         hooks::run("prestart", prestart.as_ref(), &state, &place)?;
@@ -506,8 +534,14 @@ impl Restoration<'_> {
     /// Removes all there is. A failure here is only told: the first error is what counts.
     fn undo(self) {
         let by_shim = self.options.reporter.is_some();
+        if let Some(devices) = self.devices {
+            devices.undo();
+        }
         let mut record = self.record;
-        if let Some(Record { cgroup, .. }) = &mut record {
+        if let Some(Record {
+            cgroup, intel_rdt, ..
+        }) = &mut record
+        {
             // Thaws it, and ends what CRIU has made of the image so far.
             let _ = cgroup.kill();
             if let Some(init) = &self.init
@@ -520,7 +554,9 @@ impl Restoration<'_> {
                 // An init that we were not told of is our child, too.
                 process::reap_orphans(Pid::from_raw(-1));
             }
-            if let Err(error) = cgroup.remove(Instant::now() + CGROUP_DEADLINE) {
+            let group = intel_rdt.as_ref().map_or(Ok(()), Group::remove);
+            let removed = cgroup.remove(Instant::now() + CGROUP_DEADLINE);
+            for error in [group, removed].into_iter().filter_map(Result::err) {
                 log::warn(format_args!("clean up: {error:#}"));
             }
             cgroup.undo();

@@ -45,7 +45,7 @@ use crate::sys::process::has_ended;
 use crate::{hooks, log, netdev, rootfs, sys};
 
 /// How long a cgroup is given to become empty after its processes were killed.
-pub(super) const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What became of `create`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -186,7 +186,7 @@ impl<'a> Unfinished<'a> {
             &layout,
             driver,
         )?;
-        let mut record = self.first_record(cgroup, gated, namespaces.makes(CLONE_NEWPID));
+        let mut record = first_record(options, cgroup, gated, namespaces.makes(CLONE_NEWPID));
         record.intel_rdt = linux
             .intel_rdt()
             .as_ref()
@@ -241,33 +241,6 @@ impl<'a> Unfinished<'a> {
         self.spawned = Some(spawn(&birth, |channel| init.run(channel))?);
         self.record_child()?;
         self.release(linux, &namespaces, driver)
-    }
-
-    /// What is known before anything is made in the kernel: a runtime killed from here on leaves what delete finds.
-    fn first_record(&self, cgroup: Cgroup, gated: bool, owns_pids: bool) -> Record {
-        let Bundle {
-            dir, rootfs, spec, ..
-        } = &self.options.bundle;
-        let annotations = spec.annotations().iter().flatten();
-        Record {
-            oci_version: spec.version().clone(),
-            bundle: dir.clone(),
-            rootfs: rootfs.clone(),
-            pid: 0,
-            start_time: 0,
-            created: log::timestamp(std::time::SystemTime::now()),
-            owner: nix::unistd::getuid().as_raw(),
-            annotations: annotations
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect(),
-            cgroup,
-            gated,
-            set_up: gated,
-            no_new_keyring: self.options.no_new_keyring,
-            has_hooks: spec.hooks().is_some(),
-            owns_pids,
-            intel_rdt: None,
-        }
     }
 
     fn save(&self) -> Result<()> {
@@ -520,8 +493,40 @@ impl<'a> Unfinished<'a> {
     }
 }
 
+/// What is known before anything is made in the kernel: a runtime killed from here on leaves what delete finds.
+pub(crate) fn first_record(
+    options: &CreateOptions<'_>,
+    cgroup: Cgroup,
+    gated: bool,
+    owns_pids: bool,
+) -> Record {
+    let Bundle {
+        dir, rootfs, spec, ..
+    } = &options.bundle;
+    let annotations = spec.annotations().iter().flatten();
+    Record {
+        oci_version: spec.version().clone(),
+        bundle: dir.clone(),
+        rootfs: rootfs.clone(),
+        pid: 0,
+        start_time: 0,
+        created: log::timestamp(std::time::SystemTime::now()),
+        owner: nix::unistd::getuid().as_raw(),
+        annotations: annotations
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
+        cgroup,
+        gated,
+        set_up: gated,
+        no_new_keyring: options.no_new_keyring,
+        has_hooks: spec.hooks().is_some(),
+        owns_pids,
+        intel_rdt: None,
+    }
+}
+
 /// The limits and device rules of `linux.resources`.
-fn set_limits(cgroup: &Cgroup, linux: &Linux) -> Result<()> {
+pub(crate) fn set_limits(cgroup: &Cgroup, linux: &Linux) -> Result<()> {
     let resources = linux.resources().as_ref();
     if let Some(resources) = resources {
         cgroup.apply(resources)?;

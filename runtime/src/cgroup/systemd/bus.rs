@@ -25,6 +25,9 @@ const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const JOB_REMOVED: &str = "type='signal',sender='org.freedesktop.systemd1',path='/org/freedesktop/systemd1',\
     interface='org.freedesktop.systemd1.Manager',member='JobRemoved'";
 
+/// How often, and how long after, systemd is spoken to again after it went away. It is back after 100 to 800 ms.
+const AGAIN: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(100);
 /// A server's line has a keyword and an id.
 const LONGEST_LINE: usize = 4096;
 
@@ -42,6 +45,31 @@ impl std::fmt::Display for Refused {
 }
 
 impl std::error::Error for Refused {}
+
+/// systemd or its bus has closed the connection.
+#[derive(Debug)]
+struct Closed;
+
+impl std::fmt::Display for Closed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("systemd has closed the connection")
+    }
+}
+
+impl std::error::Error for Closed {}
+
+/// Whether systemd went away while it was spoken to. (A bus would start it, which is an error of its own.)
+fn is_gone(error: &anyhow::Error) -> bool {
+    const NAMES: [&str; 4] = [
+        "org.freedesktop.DBus.Error.NoReply",
+        "org.freedesktop.DBus.Error.Disconnected",
+        "org.freedesktop.DBus.Error.ServiceUnknown",
+        "org.freedesktop.DBus.Error.NameHasNoOwner",
+    ];
+    let refused = error.downcast_ref::<Refused>();
+    refused.is_some_and(|refused| NAMES.contains(&refused.name.as_str()))
+        || error.downcast_ref::<Closed>().is_some()
+}
 
 /// A job that ended.
 struct Ended {
@@ -68,12 +96,36 @@ pub(super) struct Bus {
 }
 
 impl Bus {
+    /// Talks to systemd; from the start again where it goes away meanwhile: it may just be executed again (an upgrade,
+    /// `daemon-reexec`). `talk` must be such that a second time does no harm.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no systemd, and those of `talk`.
+    pub(super) fn with<T>(
+        owner: Owner,
+        deadline: Instant,
+        mut talk: impl FnMut(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        for _ in 0..AGAIN {
+            let error = match Self::connect(owner, deadline).and_then(|mut bus| talk(&mut bus)) {
+                Err(error) if is_gone(&error) => error,
+                talked => return talked,
+            };
+            if Instant::now() + PAUSE >= deadline {
+                return Err(error);
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Self::connect(owner, deadline).and_then(|mut bus| talk(&mut bus))
+    }
+
     /// Connects to systemd.
     ///
     /// # Errors
     ///
     /// Where there is none, or it takes nobody in until the deadline.
-    pub(super) fn connect(owner: Owner, deadline: Instant) -> Result<Self> {
+    fn connect(owner: Owner, deadline: Instant) -> Result<Self> {
         let (socket, on_bus) = owner.connect(deadline)?;
         Ok(Self::over(socket, on_bus, deadline))
     }
@@ -287,16 +339,20 @@ impl Bus {
 
     fn send(&mut self, bytes: &[u8]) -> Result<()> {
         self.socket.set_write_timeout(Some(self.left()?))?;
-        self.socket.write_all(bytes).context("write to systemd")
+        match self.socket.write_all(bytes) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Closed.into()),
+            written => written.context("write to systemd"),
+        }
     }
 
     fn receive(&mut self) -> Result<()> {
         let mut buffer = [0; 4096];
         self.socket.set_read_timeout(Some(self.left()?))?;
         match self.socket.read(&mut buffer) {
-            Ok(0) => bail!("systemd has closed the connection"),
+            Ok(0) => return Err(Closed.into()),
             Ok(length) => self.received.extend_from_slice(&buffer[..length]),
             Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Err(Closed.into()),
             Err(error) => return Err(error).context("read from systemd"),
         }
         Ok(())

@@ -358,3 +358,122 @@ impl Bus {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread::{JoinHandle, spawn};
+
+    use super::super::message::incoming;
+    use super::*;
+
+    /// systemd by its own socket, which answers with `answers` after the first call; and a bus to it.
+    fn systemd(answers: Vec<u8>) -> (Bus, JoinHandle<()>) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let server = spawn(move || {
+            let mut received = [0; 4096];
+            theirs.write_all(b"DATA\r\nOK 0123\r\n").unwrap();
+            let mut seen = Vec::new();
+            while !seen.windows(6).any(|text| text == b"org.fr") {
+                let length = theirs.read(&mut received).unwrap();
+                assert_ne!(length, 0);
+                seen.extend_from_slice(&received[..length]);
+            }
+            theirs.write_all(&answers).unwrap();
+        });
+        (
+            Bus::over(ours, false, Instant::now() + Duration::from_secs(5)),
+            server,
+        )
+    }
+
+    fn text(text: &str) -> Encoder {
+        let mut body = Encoder::default();
+        body.text(text);
+        body
+    }
+
+    fn removed(path: &str, result: &str) -> Vec<u8> {
+        let mut body = Encoder::default();
+        body.u32(7);
+        for word in [path, "web.scope", result] {
+            body.text(word);
+        }
+        incoming(4, 0, "JobRemoved", "uoss", &body)
+    }
+
+    #[test]
+    fn a_job_is_waited_for_also_where_its_end_is_told_first() {
+        let answer = incoming(2, 1, "", "o", &text("/job/7"));
+        let other = removed("/job/6", "failed");
+        for parts in [
+            [other.clone(), answer.clone(), removed("/job/7", "done")],
+            [other, removed("/job/7", "done"), answer],
+        ] {
+            let (mut bus, server) = systemd(parts.concat());
+            bus.run_job("StopUnit", "s", text("web.scope")).unwrap();
+            server.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_job_that_is_not_done_is_an_error() {
+        let answers = [
+            incoming(2, 1, "", "o", &text("/job/7")),
+            removed("/job/7", "failed"),
+        ];
+        let (mut bus, server) = systemd(answers.concat());
+        let error = format!("{:#}", bus.run_job("StopUnit", "s", text("x")).unwrap_err());
+        assert!(error.contains("got `failed`, not `done`"), "{error}");
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_refusal_has_its_name_and_what_systemd_says() {
+        let refusal = incoming(
+            3,
+            1,
+            "org.freedesktop.systemd1.NoSuchUnit",
+            "s",
+            &text("Unit x not loaded."),
+        );
+        let (mut bus, server) = systemd(refusal);
+        let error = bus.call("ResetFailedUnit", "s", text("x")).unwrap_err();
+        assert_eq!(
+            format!("{error:#}"),
+            "systemd: ResetFailedUnit: Unit x not loaded. (org.freedesktop.systemd1.NoSuchUnit)"
+        );
+        assert!(!is_gone(&error));
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_systemd_that_goes_away_is_told_from_one_that_refuses() {
+        let gone = incoming(3, 1, "org.freedesktop.DBus.Error.NoReply", "s", &text("x"));
+        for answers in [gone, Vec::new()] {
+            let (mut bus, server) = systemd(answers);
+            let error = bus.call("ResetFailedUnit", "s", text("x")).unwrap_err();
+            assert!(is_gone(&error), "{error:#}");
+            server.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn the_version_is_the_number_that_its_text_begins_with() {
+        for version in ["257.13-1~deb13u1", "v257-rc1", "257"] {
+            let mut body = Encoder::default();
+            body.signature("s");
+            body.text(version);
+            let (mut bus, server) = systemd(incoming(2, 1, "", "v", &body));
+            assert_eq!(bus.version().unwrap(), 257);
+            server.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn one_that_does_not_answer_is_given_up_at_the_deadline() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mut bus = Bus::over(ours, true, Instant::now() + Duration::from_millis(50));
+        let error = format!("{:#}", bus.call("StopUnit", "s", text("x")).unwrap_err());
+        assert!(error.contains("timed out waiting for systemd"), "{error}");
+    }
+}

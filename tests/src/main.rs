@@ -21,6 +21,7 @@ mod bundle;
 mod container;
 mod containerd;
 mod cri;
+mod criu;
 mod fuse;
 mod gate;
 mod health;

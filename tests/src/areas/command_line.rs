@@ -230,7 +230,8 @@ test!(
         );
         spec["process"]["terminal"] = json!(false);
         spec["process"]["args"] = json!(["echo", "from spec"]);
-        spec["linux"]["cgroupsPath"] = json!(format!("{}/{}", t.cgroup.path, bundle.id));
+        let path = format!("{}/{}", t.cgroup.path, bundle.id);
+        spec["linux"]["cgroupsPath"] = json!(t.cgroups_path(&path));
         let text = spec.to_string();
         bundle.text(text).run()?.prints("from spec")?;
         Ok(())

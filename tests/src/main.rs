@@ -22,6 +22,7 @@ mod bundle;
 mod container;
 mod containerd;
 mod cri;
+mod criu;
 mod fuse;
 mod gate;
 mod health;

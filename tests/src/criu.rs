@@ -129,7 +129,7 @@ impl<'t> Checkpoints<'t> {
         Ok(Container::new(
             self.t,
             &self.bundle.id,
-            path.to_owned(),
+            self.t.cgroup_at(path),
             stdout,
             stderr,
         ))

@@ -303,14 +303,25 @@ test!(
             "/linux/cgroup/rdma",
             "/linux/seccomp/enabled",
         ] {
-            ensure!(features.pointer(pointer) == Some(&json!(true)), "{pointer}: {output}");
+            ensure!(
+                features.pointer(pointer) == Some(&json!(true)),
+                "{pointer}: {output}"
+            );
         }
         let policy = &features["linux"]["memoryPolicy"];
-        ensure!(policy["modes"].as_array().is_some_and(|modes| modes.len() == 7), "{policy}");
-        ensure!(policy["flags"].as_array().is_some_and(|flags| flags.len() == 3), "{policy}");
+        ensure!(
+            policy["modes"].as_array().is_some_and(|modes| modes.len() == 7),
+            "{policy}"
+        );
+        ensure!(
+            policy["flags"].as_array().is_some_and(|flags| flags.len() == 3),
+            "{policy}"
+        );
         let unsafe_ones = &features["potentiallyUnsafeConfigAnnotations"];
         for prefix in ["org.systemd.property.", "run.oci."] {
-            let listed = unsafe_ones.as_array().is_some_and(|list| list.contains(&json!(prefix)));
+            let listed = unsafe_ones
+                .as_array()
+                .is_some_and(|list| list.contains(&json!(prefix)));
             ensure!(listed, "{prefix}: {unsafe_ones}");
         }
         Ok(())
@@ -343,15 +354,6 @@ test!(
             .args([&bundle.id]);
         // Without systemd, or with a path that is not slice:prefix:name: a clear error either way.
         run.run()?.fails_naming(&["systemd"])?;
-        Ok(())
-    }
-);
-
-test!(
-    fn checkpoint_and_restore_are_refused_by_name(t: &Test) -> Result {
-        for verb in ["checkpoint", "restore"] {
-            t.rtc([verb, "some"])?.fails_naming(&[verb])?;
-        }
         Ok(())
     }
 );

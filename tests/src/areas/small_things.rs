@@ -20,7 +20,13 @@ test!(
     fn the_default_root_that_is_not_there_is_listed_as_empty(t: &Test) -> Result {
         unshare(CloneFlags::CLONE_NEWNS).context("unshare")?;
         let nothing: Option<&str> = None;
-        mount(nothing, "/", nothing, MsFlags::MS_PRIVATE | MsFlags::MS_REC, nothing)?;
+        mount(
+            nothing,
+            "/",
+            nothing,
+            MsFlags::MS_PRIVATE | MsFlags::MS_REC,
+            nothing,
+        )?;
         mount(Some("run"), "/run", Some("tmpfs"), MsFlags::empty(), nothing)?;
         t.bare(["list", "-q"]).run()?.prints("")?;
         ensure!(fs::read_dir("/run")?.count() == 0, "a root was made");
@@ -95,7 +101,9 @@ test!(
         };
         let before = listed()?;
         ensure!(before.len() == 2, "{before:?}");
-        let below = before.iter().find(|pid| **pid != i64::from(container.pid().unwrap_or(0)));
+        let below = before
+            .iter()
+            .find(|pid| **pid != i64::from(container.pid().unwrap_or(0)));
         let below = below.context("the second process")?.to_string();
         for directory in container.cgroup.directories()? {
             let sub = directory.join("sub");
@@ -182,7 +190,10 @@ test!(
         let output = exec.run()?.ok()?;
         for line in output.lines() {
             let controllers: Vec<&str> = line.split(':').nth(1).unwrap_or_default().split(',').collect();
-            ensure!(line.ends_with("/sub") == controllers.contains(&"pids"), "{line}: {output}");
+            ensure!(
+                line.ends_with("/sub") == controllers.contains(&"pids"),
+                "{line}: {output}"
+            );
         }
         Ok(())
     }
@@ -193,7 +204,10 @@ test!(
         let bundle = t.bundle().set("/process/terminal", json!(true));
         // Its input ends at once, its output is a file: the program has a terminal all the same.
         let output = bundle.sh("tty; echo done").run()?.ok()?;
-        ensure!(output.stdout.contains("/dev/pts/0") && output.stdout.contains("done"), "{output}");
+        ensure!(
+            output.stdout.contains("/dev/pts/0") && output.stdout.contains("done"),
+            "{output}"
+        );
         Ok(())
     }
 );
@@ -212,8 +226,14 @@ test!(
             let (file, socket) = (t.path("process.json"), t.path("console"));
             fs::write(&file, process.to_string())?;
             let listener = listen(&socket)?;
-            let exec = t.command(["exec", "--detach", "--console-socket"]).args([&socket]);
-            exec.args(["--process"]).args([&file]).args([&container.id]).run()?.ok()?;
+            let exec = t
+                .command(["exec", "--detach", "--console-socket"])
+                .args([&socket]);
+            exec.args(["--process"])
+                .args([&file])
+                .args([&container.id])
+                .run()?
+                .ok()?;
             let text = Terminal::receive(&listener)?.read_to_end()?;
             ensure!(text.trim() == expected, "{text:?}");
         }
@@ -232,14 +252,22 @@ test!(
         let (stream, _) = listener.accept()?;
         let (name, descriptors) = crate::sys::receive_descriptors(&stream)?;
         create.wait()?.ok()?;
-        ensure!(descriptors.len() == 1 && name == b"/dev/ptmx", "{}", String::from_utf8_lossy(&name));
+        ensure!(
+            descriptors.len() == 1 && name == b"/dev/ptmx",
+            "{}",
+            String::from_utf8_lossy(&name)
+        );
         Ok(())
     }
 );
 
 test!(
     fn a_mount_namespace_can_be_joined_by_path_where_nothing_is_mounted(t: &Test) -> Result {
-        let first = t.bundle().mount("/tmp", "tmpfs", "tmpfs", &[]).sleeper().start()?;
+        let first = t
+            .bundle()
+            .mount("/tmp", "tmpfs", "tmpfs", &[])
+            .sleeper()
+            .start()?;
         let path = format!("/proc/{}/ns/mnt", first.pid()?);
         let bundle = t.bundle().namespace(json!({"type": "mount", "path": path}));
         // All of the second is in the first's: either it works or it is refused, and the first is as it was.
@@ -269,7 +297,10 @@ test!(
         );
         ensure!(own == theirs, "{own} {theirs}");
         container.exec(&["ls", "/bin/busybox"])?.ok()?;
-        ensure!(container.exec(&["ls", "/proc/self"])?.code != 0, "it sees the host's /proc");
+        ensure!(
+            container.exec(&["ls", "/proc/self"])?.code != 0,
+            "it sees the host's /proc"
+        );
         Ok(())
     }
 );
@@ -324,7 +355,10 @@ test!(
             bundle.args(&["touch", "/tmp/file"]).run()
         };
         let output = with(1000)?;
-        ensure!(output.code != 0 && output.stderr.contains("too large"), "{output}");
+        ensure!(
+            output.code != 0 && output.stderr.contains("too large"),
+            "{output}"
+        );
         ensure!(fs::read_dir(&volume)?.count() == 0);
         with(999)?.ok()?;
         Ok(())
@@ -351,7 +385,9 @@ test!(
             let rule = json!({"allow": true, "type": kind, "major": 10, "minor": 229, "access": "rwm"});
             let bundle = t.bundle().push("/linux/devices", device.clone());
             let bundle = bundle.push("/linux/resources/devices", rule);
-            bundle.sh("(: <>/dev/thing) 2>/dev/null && echo opened || echo denied").run()
+            bundle
+                .sh("(: <>/dev/thing) 2>/dev/null && echo opened || echo denied")
+                .run()
         };
         with("b")?.prints("denied")?;
         with("c")?.prints("opened")?;
@@ -370,8 +406,12 @@ test!(
 test!(
     fn figures_of_events_are_those_of_the_container(t: &Test) -> Result {
         t.needs_controller("memory")?;
-        let container = t.bundle().sh("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo ready; sleep 1000000");
-        let container = container.set("/linux/resources/memory/limit", json!(64 << 20)).start()?;
+        let container = t
+            .bundle()
+            .sh("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo ready; sleep 1000000");
+        let container = container
+            .set("/linux/resources/memory/limit", json!(64 << 20))
+            .start()?;
         container.wait_for_output("ready")?;
         let output = container.verb("events", &["--stats"])?.ok()?;
         let event: Value = serde_json::from_str(&output.stdout)?;
@@ -388,8 +428,13 @@ test!(
 test!(
     fn old_flags_of_kernel_memory_are_told_to_do_nothing(t: &Test) -> Result {
         let container = t.bundle().sleeper().start()?;
-        let output = container.verb("update", &["--kernel-memory", "10m", "--pids-limit", "77"])?.ok()?;
-        ensure!(!t.is_ours() || output.stderr.contains("--kernel-memory"), "{output}");
+        let output = container
+            .verb("update", &["--kernel-memory", "10m", "--pids-limit", "77"])?
+            .ok()?;
+        ensure!(
+            !t.is_ours() || output.stderr.contains("--kernel-memory"),
+            "{output}"
+        );
         Ok(())
     }
 );
@@ -400,7 +445,11 @@ test!(
             t.skip("needs cgroup v1")?;
         }
         let memory = json!({"swappiness": 17, "disableOOMKiller": true});
-        let container = t.bundle().set("/linux/resources/memory", memory).sleeper().start()?;
+        let container = t
+            .bundle()
+            .set("/linux/resources/memory", memory)
+            .sleeper()
+            .start()?;
         let directory = container.cgroup.directory("memory")?;
         let swappiness = fs::read_to_string(directory.join("memory.swappiness"))?;
         ensure!(swappiness.trim() == "17", "{swappiness}");
@@ -421,7 +470,10 @@ test!(
         let bundle = bundle.set("/linux/cgroupsPath", json!(path));
         let container = bundle.start()?;
         let directory = container.cgroup.directory("cpuset")?;
-        let parent = directory.parent().and_then(std::path::Path::parent).context("parent")?;
+        let parent = directory
+            .parent()
+            .and_then(std::path::Path::parent)
+            .context("parent")?;
         for file in ["cpuset.cpus", "cpuset.mems"] {
             let value = fs::read_to_string(directory.join(file))?;
             ensure!(!value.trim().is_empty(), "{file} is empty");
@@ -437,7 +489,11 @@ test!(
         // What CRI-O asks of crun (`container_min_memory`); of runc it asks 12 MiB.
         for limit in [500 << 10, 1 << 20] {
             let bundle = t.bundle().set("/linux/resources/memory/limit", json!(limit));
-            bundle.args(&["true"]).run()?.ok().with_context(|| limit.to_string())?;
+            bundle
+                .args(&["true"])
+                .run()?
+                .ok()
+                .with_context(|| limit.to_string())?;
         }
         Ok(())
     }

@@ -502,8 +502,6 @@ test!(
                 .run()?
                 .ok()
                 .with_context(|| limit.to_string())?;
-<<<<<<< HEAD
-=======
         }
         Ok(())
     }
@@ -533,7 +531,6 @@ test!(
         for (options, namespace) in [(&["ro"][..], true), (&["nosuid"], false)] {
             let output = with(options, namespace)?;
             ensure!(output.lines() == ["65534", "65534"], "{output}");
->>>>>>> main
         }
         Ok(())
     }

@@ -88,6 +88,7 @@ mod security_identity;
 mod security_races;
 mod shim_bad_input;
 mod shim_bootstrap;
+mod shim_checkpoint;
 mod shim_crash;
 mod shim_cri_log;
 mod shim_events;

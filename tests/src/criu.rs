@@ -129,7 +129,9 @@ impl<'t> Checkpoints<'t> {
         Ok(Container::new(
             self.t,
             &self.bundle.id,
-            path.to_owned(),
+            crate::host::cgroup::Cgroup {
+                path: path.to_owned(),
+            },
             stdout,
             stderr,
         ))

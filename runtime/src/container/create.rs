@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
 use crate::cgroup::{Cgroup, Driver, JoinTarget, Layout, Scope};
-use crate::container::cgroup_view::cgroup_view;
+use crate::container::cgroup_view::{cgroup_view, delegated_to};
 use crate::container::delete::run_poststop_hooks;
 use crate::container::handover::{send_listener, send_master, send_pidfd, write_pid_file};
 use crate::container::notify::{self, Notify};
@@ -305,6 +305,9 @@ impl<'a> Unfinished<'a> {
             };
             cgroup.attach(child.pid, &scope)?;
             set_limits(cgroup, linux)?;
+        }
+        if let (Some(owner), Some(record)) = (delegated_to(&self.options.bundle.spec), &self.record) {
+            record.cgroup.delegate(owner).context("delegate the cgroup")?;
         }
         if waits_for_parent(&self.options.bundle.spec, namespaces, driver) {
             channel.go()

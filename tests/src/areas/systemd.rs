@@ -66,10 +66,14 @@ fn create(t: &Test, bundle: &Bundle<'_>) -> Result {
 }
 
 fn property(unit: &str, name: &str) -> Result<String> {
-    let output = Command::new("systemctl")
-        .args(["show", "--value", "--property", name, unit])
-        .output()?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    // Another test may have systemd executed again.
+    until("systemctl show", || {
+        let output = Command::new("systemctl")
+            .args(["show", "--value", "--property", name, unit])
+            .output()?;
+        let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        Ok(output.status.success().then_some(text))
+    })
 }
 
 fn read(directory: &Path, file: &str) -> Result<String> {
@@ -271,9 +275,11 @@ fn rules_hold(t: &Test, id: &str, when: &str) -> Result {
 }
 
 fn systemctl(words: &[&str]) -> Result {
-    let status = Command::new("systemctl").args(words).status()?;
-    ensure!(status.success(), "systemctl {words:?}: {status}");
-    Ok(())
+    // Another test may have systemd executed again.
+    until(&format!("systemctl {words:?}"), || {
+        let status = Command::new("systemctl").args(words).status()?;
+        Ok(status.success().then_some(()))
+    })
 }
 
 test!(

@@ -18,6 +18,7 @@
 mod areas;
 mod bench;
 mod bundle;
+mod callers;
 mod container;
 mod containerd;
 mod cri;

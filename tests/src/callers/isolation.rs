@@ -133,7 +133,10 @@ pub(crate) fn mounts_and_devices(engine: &Engine<'_>) -> Result {
         )?
         .prints("1")?;
     engine
-        .sh(&["--ulimit", "nofile=100:200"], "ulimit -Sn; ulimit -Hn")?
+        .sh(
+            &["--ulimit", "nofile=100:200", "--ulimit", "nproc=300:400"],
+            "ulimit -Sn; ulimit -Hn",
+        )?
         .prints("100\n200")?;
     Ok(())
 }

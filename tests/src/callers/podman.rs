@@ -10,6 +10,7 @@ use super::engine::IMAGE;
 use super::{Engine, Programs, enter};
 use crate::registry::Result;
 use crate::test::Test;
+use crate::wait::until;
 
 /// The runtime's name in containers.conf.
 pub(crate) const RUNTIME: &str = "tested";
@@ -39,7 +40,7 @@ pub(crate) fn with_manager(t: &Test, manager: Manager, body: impl FnOnce(&Podman
     let podman = Podman::new(t, manager)?;
     body(&podman)?;
     podman.engine.nothing_left()?;
-    podman.remove_cgroups_of_conmon()
+    podman.remove_its_cgroups()
 }
 
 impl<'t> Podman<'t> {
@@ -128,12 +129,19 @@ impl<'t> Podman<'t> {
         self.engine.creating.clone()
     }
 
-    /// Podman makes a cgroup for all conmons, and leaves it.
-    fn remove_cgroups_of_conmon(&self) -> Result {
+    /// Podman makes a cgroup for all conmons and one for a pod, in hierarchies that the runtime's containers are not in,
+    /// too, and leaves them, empty.
+    fn remove_its_cgroups(&self) -> Result {
         for directory in self.engine.t.cgroup.directories()? {
-            let conmon = directory.join("conmon");
-            if conmon.exists() {
-                crate::wait::until("conmon to leave its cgroup", || Ok(fs::remove_dir(&conmon).ok()))?;
+            for entry in fs::read_dir(&directory)?.flatten() {
+                let name = entry.file_name();
+                let of_podman = name == "conmon" || name.len() == 64;
+                if of_podman && entry.path().is_dir() {
+                    until("conmon to leave its cgroup", || {
+                        let _ = fs::remove_dir(entry.path().join("conmon"));
+                        Ok(fs::remove_dir(entry.path()).ok())
+                    })?;
+                }
             }
         }
         Ok(())

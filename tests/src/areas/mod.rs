@@ -18,6 +18,9 @@
 
 mod attributes;
 mod bad_input;
+mod caller_containerd;
+mod caller_docker;
+mod caller_podman;
 mod cgroups;
 mod checkpoint;
 mod checkpoint_bad_input;

@@ -52,7 +52,10 @@ pub(super) async fn serve(node: &Arc<Node>, request: &AttachRequest, remote: Rem
         attached.outcome(enough.clone()).await
     };
     let beside = async {
-        tokio::join!(attached.feed(streams.stdin, &tell), attached.resize(streams.resize));
+        tokio::join!(
+            attached.feed(streams.stdin, &tell),
+            attached.resize(streams.resize)
+        );
         std::future::pending::<Infallible>().await
     };
     let (outcome, detached) = tokio::select! {

@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use rtc_runtime::container::{ContainerId, StateRoot};
+use rtc_runtime::rootless::{self, Rootless};
 use rtc_runtime::{log, sealed_exe, sys};
 
 use arguments::{Flag, Order, Parsed};
@@ -129,15 +130,17 @@ struct Global {
     /// `--root` was given: it must exist where nothing is created.
     root_is_given: bool,
     systemd_cgroup: bool,
+    rootless: Rootless,
 }
 
 impl Global {
     fn new(parsed: &Parsed) -> Result<Global> {
-        if let Some(value) = parsed.text("rootless")?
-            && !["true", "false", "auto"].contains(&value)
-        {
-            bail!("--rootless: {value:?}: must be true, false or auto");
-        }
+        let rootless = match parsed.text("rootless")? {
+            None | Some("auto") => Rootless::Auto,
+            Some("true") => Rootless::Always,
+            Some("false") => Rootless::Never,
+            Some(value) => bail!("--rootless: {value:?}: must be true, false or auto"),
+        };
         let given = parsed.path("root");
         let root_is_given = given.is_some();
         let root = given.unwrap_or_else(default_root);
@@ -146,6 +149,7 @@ impl Global {
             root,
             root_is_given,
             systemd_cgroup: parsed.is_on("systemd-cgroup"),
+            rootless,
         })
     }
 
@@ -157,11 +161,18 @@ impl Global {
 /// `/run/rtc`, or for other users a directory of theirs that ends with their session, as runc does.
 fn default_root() -> PathBuf {
     match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) if Path::new(&dir).is_absolute() && !nix::unistd::geteuid().is_root() => {
+        Some(dir) if Path::new(&dir).is_absolute() && honours_runtime_directory() => {
             Path::new(&dir).join("rtc")
         }
         _ => PathBuf::from("/run/rtc"),
     }
+}
+
+/// Whether `$XDG_RUNTIME_DIR` is the caller's. Root's is not used, nor that of who has become root of a user namespace and
+/// calls itself so.
+fn honours_runtime_directory() -> bool {
+    rootless::ordinary_user().is_some()
+        || (std::env::var_os("USER").is_none_or(|user| user != "root") && rootless::in_user_namespace())
 }
 
 /// A command that failed: what to report, and the exit code.

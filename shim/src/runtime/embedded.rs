@@ -21,6 +21,7 @@ use rtc_runtime::container::{
     self, ContainerId, CreateOptions, ExecOptions, ExecProcess, NotFound, StateRoot,
 };
 use rtc_runtime::process::worker::Reporter;
+use rtc_runtime::rootless::Rootless;
 use tokio::io::Interest;
 
 use super::{Create, Created, Exec, Started};
@@ -128,6 +129,7 @@ impl Embedded {
             preserve_fds: 0,
             listen_fds: 0,
             systemd_cgroup: self.systemd_cgroup,
+            rootless: Rootless::Auto,
             reporter: Some(reporter),
         };
         let created = container::create(&self.state(), &mut options)?;

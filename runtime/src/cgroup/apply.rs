@@ -40,7 +40,11 @@ impl Cgroup {
         let writes = limits::v2::writes(resources)?;
         // What v2 has no file for, v1 may have.
         let others = limits::v1::writes(resources, || u64::MAX).unwrap_or_default();
-        let Some(write) = writes.iter().chain(&others).find(|write| write.otherwise != Otherwise::Skip) else {
+        let Some(write) = writes
+            .iter()
+            .chain(&others)
+            .find(|write| write.otherwise != Otherwise::Skip)
+        else {
             return Ok(());
         };
         bail!(

@@ -18,9 +18,9 @@ use nix::unistd::AccessFlags;
 use super::dir::{self, Dir};
 use super::layout::{self, Layout, ROOT, UNIFIED, relative};
 use super::{Cgroup, Driver, Tree};
+use crate::log;
 use crate::rootless::{self, Rootless};
 use crate::sys::{Errno, Named as _};
-use crate::log;
 
 /// What this process made of a container's cgroup, so that a failure takes it back.
 #[derive(Debug, Default)]

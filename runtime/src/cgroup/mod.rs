@@ -185,7 +185,8 @@ impl Cgroup {
     /// The tree whose list of processes stands for all (runc: the devices controller's). A rootless container may be in
     /// another one only.
     fn main(&self) -> Result<&Tree> {
-        self.tree("devices").or_else(|error| self.trees.first().ok_or(error))
+        self.tree("devices")
+            .or_else(|error| self.trees.first().ok_or(error))
     }
 
     /// The tree that a controller is on.

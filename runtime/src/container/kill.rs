@@ -48,11 +48,7 @@ pub fn kill(root: &StateRoot, id: &ContainerId, signal: i32, all: bool) -> Resul
 
 fn signal_all(record: &Record, signal: i32) -> Result<()> {
     // Processes outside of our PID namespace are listed as 0.
-    for pid in record
-        .processes()?
-        .into_iter()
-        .filter(|pid| pid.as_raw() > 0)
-    {
+    for pid in record.processes()?.into_iter().filter(|pid| pid.as_raw() > 0) {
         match pidfd_open(pid).and_then(|pidfd| pidfd_send_signal(&pidfd, signal)) {
             Ok(())
             | Err(sys::Error {

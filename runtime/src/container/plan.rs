@@ -121,7 +121,12 @@ pub(super) fn opens_to_user(namespaces: &Namespaces) -> bool {
 }
 
 /// What the child becomes, prepared.
-pub(super) fn payload(process: &Process, linux: &Linux, namespaces: &Namespaces, options: &CreateOptions<'_>) -> Result<Payload> {
+pub(super) fn payload(
+    process: &Process,
+    linux: &Linux,
+    namespaces: &Namespaces,
+    options: &CreateOptions<'_>,
+) -> Result<Payload> {
     if namespaces.makes(CLONE_NEWUSER) {
         IdMaps::new(linux).check_ids(process.user().uid(), process.user().gid())?;
     }

@@ -254,7 +254,9 @@ impl StateRoot {
     fn check_owner(&self, user: Uid) -> Result<()> {
         use std::os::unix::fs::MetadataExt;
         const OTHERS_WRITE: u32 = 0o022;
-        let Ok(found) = fs::metadata(&self.0) else { return Ok(()) };
+        let Ok(found) = fs::metadata(&self.0) else {
+            return Ok(());
+        };
         if found.uid() != user.as_raw() || found.mode() & OTHERS_WRITE != 0 {
             return Err(anyhow!(
                 "{}: is of user {}, with mode {:04o}: the state of containers of user {user} needs a directory of its \

@@ -35,7 +35,7 @@ pub(super) fn processes(record: &Record) -> Result<Vec<Pid>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").context("read /proc")? {
         let name = entry.context("read /proc")?.file_name();
-        if let Some(pid) = name.to_str().and_then(|name| name.parse().ok())
+        if let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok())
             && of(&pid.to_string()).as_ref() == Some(&wanted)
         {
             found.push(pid);

@@ -107,7 +107,8 @@ impl IdMaps {
         if ordinary.is_some() && is_alone(&self.gid_map, getegid().as_raw()) {
             // Who can't map a group can't drop one either, or could shed one that keeps files from it (CVE-2014-8989).
             let path = format!("/proc/{pid}/setgroups");
-            fs::write(&path, "deny").with_context(|| format!("linux.gidMappings: write \"deny\" to {path}"))?;
+            fs::write(&path, "deny")
+                .with_context(|| format!("linux.gidMappings: write \"deny\" to {path}"))?;
         }
         for (file, map, field) in [
             ("uid_map", &self.uid_map, "uidMappings"),
@@ -118,9 +119,7 @@ impl IdMaps {
                 (Err(error), Some(user)) if error.kind() == ErrorKind::PermissionDenied => {
                     map_by_tool(&format!("new{}", file.replace('_', "")), pid, map, user)
                 }
-                (written, _) => {
-                    written.with_context(|| format!("write {:?} to {path}", map.trim_end()))
-                }
+                (written, _) => written.with_context(|| format!("write {:?} to {path}", map.trim_end())),
             };
             written.with_context(|| format!("linux.{field}"))?;
         }
@@ -225,7 +224,10 @@ mod tests {
             "{error}"
         );
         let error = maps.check_ids(0, 11).unwrap_err().to_string();
-        assert!(error.contains("linux.gidMappings has \"0 1000 1\\n1 100000 10\""), "{error}");
+        assert!(
+            error.contains("linux.gidMappings has \"0 1000 1\\n1 100000 10\""),
+            "{error}"
+        );
     }
 
     #[test]

@@ -108,9 +108,10 @@ impl<'a> IdMapper<'a> {
 }
 
 fn has(mappings: &[LinuxIdMapping], id: u32) -> bool {
-    mappings
-        .iter()
-        .any(|map| id.checked_sub(map.container_id()).is_some_and(|offset| offset < map.size()))
+    mappings.iter().any(|map| {
+        id.checked_sub(map.container_id())
+            .is_some_and(|offset| offset < map.size())
+    })
 }
 
 fn namespace_with<'m>(

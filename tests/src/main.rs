@@ -39,6 +39,7 @@ mod supervisor;
 mod sys;
 mod terminal;
 mod test;
+mod user;
 mod wait;
 
 use std::process::ExitCode;

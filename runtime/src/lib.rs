@@ -8,6 +8,7 @@
 //!
 //! The library is synchronous and never starts a thread.
 
+pub mod annotations;
 pub mod bundle;
 pub mod cgroup;
 pub mod container;
@@ -15,9 +16,11 @@ pub mod features;
 pub mod hooks;
 pub mod log;
 pub mod namespace;
+pub mod netdev;
 pub mod pod;
 pub mod process;
 pub mod procfs;
+pub mod resctrl;
 pub mod rootfs;
 pub mod rootless;
 pub mod sealed_exe;

@@ -289,7 +289,8 @@ impl Column<'_> {
             (self.cpu() - cpu) / pods as f64,
         );
         self.overhead(pods);
-        std::thread::sleep(Duration::from_secs(3));
+        // Shims give memory back after ten seconds without an event.
+        std::thread::sleep(Duration::from_secs(15));
         let cpu = self.cpu();
         std::thread::sleep(Duration::from_secs(10));
         self.add("idle with these pods, CPU ms per s", (self.cpu() - cpu) / 10.0);

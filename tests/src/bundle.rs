@@ -192,7 +192,15 @@ impl<'t> Bundle<'t> {
     pub(crate) fn write(&self) -> Result<()> {
         let text = match &self.text {
             Some(text) => text.clone(),
-            None => serde_json::to_vec_pretty(&self.spec)?,
+            None => {
+                let mut spec = self.spec.clone();
+                if let Some(path) = spec["linux"].get_mut("cgroupsPath")
+                    && let Some(text) = path.as_str()
+                {
+                    *path = json!(self.test.cgroups_path(text));
+                }
+                serde_json::to_vec_pretty(&spec)?
+            }
         };
         fs::write(self.directory.join("config.json"), text).context("write config.json")
     }
@@ -229,10 +237,8 @@ impl<'t> Bundle<'t> {
         let (stdout, stderr) = (running.stdout.clone(), running.stderr.clone());
         running.wait()?.ok()?;
         self.test.delete_at_end(&self.id);
-        let cgroups_path = self.spec["linux"]["cgroupsPath"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
-        Ok(Container::new(self.test, &self.id, cgroups_path, stdout, stderr))
+        let path = self.spec["linux"]["cgroupsPath"].as_str().unwrap_or_default();
+        let cgroup = self.test.cgroup_at(path);
+        Ok(Container::new(self.test, &self.id, cgroup, stdout, stderr))
     }
 }

@@ -33,6 +33,7 @@ mod options;
 mod output;
 mod payload;
 mod registry;
+mod resctrl;
 mod runner;
 mod shim;
 mod supervisor;

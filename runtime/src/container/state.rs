@@ -30,6 +30,7 @@ use crate::container::id::ContainerId;
 use crate::container::notify;
 use crate::hooks;
 use crate::process::gate::{self, Waiting};
+use crate::resctrl::Group;
 use crate::rootless;
 use crate::sys::{Named, file};
 
@@ -71,6 +72,9 @@ pub struct Record {
     pub has_hooks: bool,
     /// Whether init is pid 1 of a namespace of its own, so that all its processes end with it.
     pub owns_pids: bool,
+    /// Its resctrl group, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intel_rdt: Option<Group>,
 }
 
 impl Record {
@@ -138,6 +142,8 @@ pub enum Operation {
     Resume,
     /// `update`.
     Update,
+    /// `mounts`.
+    Mounts,
 }
 
 impl Status {
@@ -158,11 +164,11 @@ impl Status {
             | (O::ExecPaused, S::Created | S::Running | S::Paused)
             | (O::Pause, S::Created | S::Running)
             | (O::Resume, S::Paused)
-            | (O::Update, S::Created | S::Running | S::Paused) => return Ok(()),
+            | (O::Update | O::Mounts, S::Created | S::Running | S::Paused) => return Ok(()),
             (O::Start, S::Running) => anyhow!("cannot start an already running container"),
             (O::Start, S::Stopped) => anyhow!("cannot start a container that has stopped"),
             (O::Start, _) => anyhow!("cannot start a container that is {self}"),
-            (O::Kill | O::Pause | O::Update, S::Stopped) => anyhow!("container not running"),
+            (O::Kill | O::Pause | O::Update | O::Mounts, S::Stopped) => anyhow!("container not running"),
             (O::Delete, _) => anyhow!("cannot delete container {id} that is not stopped: {self}"),
             (O::Exec, S::Paused) => {
                 anyhow!("cannot exec in a paused container (use --ignore-paused to override)")
@@ -171,6 +177,7 @@ impl Status {
             (O::Exec | O::ExecPaused, _) => anyhow!("cannot exec in a container that is {self}"),
             (O::Pause, _) => anyhow!("container not running or created: {self}"),
             (O::Resume, _) => anyhow!("container not paused: {self}"),
+            (O::Mounts, _) => anyhow!("cannot mount in a container that is {self}"),
             (O::Update, _) => anyhow!("cannot update a container that is {self}"),
         };
         Err(refused)

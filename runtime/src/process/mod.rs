@@ -7,6 +7,7 @@
 //! | [`init`] | the child of `create` and `run`: from the new namespaces to the program |
 //! | [`join`] | the child of `exec` |
 //! | [`identity`] | user, groups, capabilities, limits, scheduling |
+//! | [`memory_policy`] | on which memory nodes its pages are |
 //! | [`label`] | security labels, the OOM score |
 //! | [`payload`] | the end both share: user, filter, program |
 //! | [`program`] | arguments, environment, working directory, the lookup in PATH |
@@ -22,6 +23,7 @@ pub mod identity;
 pub mod init;
 pub mod join;
 pub mod label;
+pub mod memory_policy;
 pub mod payload;
 pub mod program;
 pub mod spawn;

@@ -12,6 +12,8 @@
 //! mount_setattr(tree, IDMAP, namespace)
 //! ```
 
+mod option;
+
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -25,6 +27,8 @@ use crate::sys::clone::{CLONE_NEWUSER, Child, Cloned, clone3};
 use crate::sys::mount::{self as sys, AT_RECURSIVE, MountAttr, attr};
 use crate::sys::process::{pidfd_send_signal, set_parent_death_signal};
 use crate::sys::{Error, Named};
+
+pub(crate) use option::Custom;
 
 /// The user namespace of the container.
 #[derive(Debug, Clone)]
@@ -67,10 +71,19 @@ impl<'a> IdMapper<'a> {
         matches!(&self.container, Container::New { gids, .. } if !has(gids, id))
     }
 
-    /// Maps the owners of a detached mount: as the mount says, otherwise as the container does.
-    pub(crate) fn apply(&mut self, tree: &OwnedFd, mount: &Mount, recursive: bool) -> Result<()> {
+    /// Maps the owners of a detached mount: as the option says, or the mount, otherwise as the container does.
+    pub(crate) fn apply(
+        &mut self,
+        tree: &OwnedFd,
+        mount: &Mount,
+        custom: Option<&Custom>,
+        recursive: bool,
+    ) -> Result<()> {
         let joined;
+        let custom = custom.map(|custom| custom.resolve(&self.container)).transpose();
+        let custom = custom.context("options: idmap")?;
         let namespace = match (mount.uid_mappings(), mount.gid_mappings(), &self.container) {
+            _ if let Some([uids, gids]) = &custom => namespace_with(&mut self.made, uids, gids)?,
             (Some(uids), Some(gids), _) => namespace_with(&mut self.made, uids, gids)?,
             (None, None, Container::New { uids, gids }) => namespace_with(&mut self.made, uids, gids)?,
             (None, None, Container::Joined(path)) => {

@@ -217,6 +217,7 @@ test!(
 
 test!(
     fn a_deep_cgroups_path_is_made_and_delete_removes_its_last_part(t: &Test) -> Result {
+        t.needs_cgroupfs_driver()?;
         let bundle = t.bundle().sleeper();
         // Its parents are not the runtime's to remove: they are made before, and removed after, by the test.
         let deep = cgroup::Cgroup {

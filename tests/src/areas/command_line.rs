@@ -230,7 +230,8 @@ test!(
         );
         spec["process"]["terminal"] = json!(false);
         spec["process"]["args"] = json!(["echo", "from spec"]);
-        spec["linux"]["cgroupsPath"] = json!(format!("{}/{}", t.cgroup.path, bundle.id));
+        let path = format!("{}/{}", t.cgroup.path, bundle.id);
+        spec["linux"]["cgroupsPath"] = json!(t.cgroups_path(&path));
         let text = spec.to_string();
         bundle.text(text).run()?.prints("from spec")?;
         Ok(())
@@ -282,6 +283,47 @@ test!(
             features["linux"]["cgroup"]["v1"] == true && features["linux"]["cgroup"]["v2"] == true,
             "{output}"
         );
+        Ok(())
+    }
+);
+
+test!(
+    fn features_says_of_each_field_what_the_other_tests_show(t: &Test) -> Result {
+        let output = t.bare(["features"]).run()?.ok()?;
+        let features: Value = serde_json::from_str(&output.stdout)?;
+        for pointer in [
+            "/linux/apparmor/enabled",
+            "/linux/selinux/enabled",
+            "/linux/intelRdt/enabled",
+            "/linux/intelRdt/schemata",
+            "/linux/intelRdt/monitoring",
+            "/linux/mountExtensions/idmap/enabled",
+            "/linux/netDevices/enabled",
+            "/linux/cgroup/systemd",
+            "/linux/cgroup/rdma",
+            "/linux/seccomp/enabled",
+        ] {
+            ensure!(
+                features.pointer(pointer) == Some(&json!(true)),
+                "{pointer}: {output}"
+            );
+        }
+        let policy = &features["linux"]["memoryPolicy"];
+        ensure!(
+            policy["modes"].as_array().is_some_and(|modes| modes.len() == 7),
+            "{policy}"
+        );
+        ensure!(
+            policy["flags"].as_array().is_some_and(|flags| flags.len() == 3),
+            "{policy}"
+        );
+        let unsafe_ones = &features["potentiallyUnsafeConfigAnnotations"];
+        for prefix in ["org.systemd.property.", "run.oci."] {
+            let listed = unsafe_ones
+                .as_array()
+                .is_some_and(|list| list.contains(&json!(prefix)));
+            ensure!(listed, "{prefix}: {unsafe_ones}");
+        }
         Ok(())
     }
 );

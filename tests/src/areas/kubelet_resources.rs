@@ -138,3 +138,60 @@ test!(
         })
     }
 );
+
+/// A static pod that keeps its uid keeps its containers, too: what changes of its resources is changed in place.
+fn resized(memory: &str, cpu: &str) -> Value {
+    let all = json!({"memory": memory, "cpu": cpu});
+    let mut main = busybox_with("main", STAY, &resources(&all, &all));
+    let policy = |resource: &str, policy: &str| json!({"resourceName": resource, "restartPolicy": policy});
+    main["resizePolicy"] = json!([policy("cpu", "NotRequired"), policy("memory", "NotRequired")]);
+    let mut restarted = busybox_with("restarted", STAY, &resources(&all, &all));
+    restarted["resizePolicy"] = json!([policy("cpu", "NotRequired"), policy("memory", "RestartContainer")]);
+    let mut pod = manifest("resized", json!({"containers": [main, restarted]}));
+    pod["metadata"]["uid"] = json!("11111111-2222-3333-4444-555555555555");
+    pod
+}
+
+test!(
+    fn a_pod_that_is_resized_has_its_new_limits_without_a_restart(t: &Test) -> Result {
+        with(t, |node| {
+            node.run(&resized("48Mi", "200m"))?;
+            let before = node.until_up("resized")?;
+            let pid = node.main_pid(&before, "main")?;
+            // More of the one, then less of the other; then memory again, which one container restarts for.
+            for (memory, cpu, restarts) in [("48Mi", "400m", 0), ("48Mi", "100m", 0), ("64Mi", "100m", 1)] {
+                node.run(&resized(memory, cpu))?;
+                let bytes = memory.trim_end_matches("Mi").parse::<u64>()? << 20;
+                let quota = cpu.trim_end_matches('m').parse::<i64>()? * 100;
+                let after = node.until_pod("resized", &format!("resized to {memory}, {cpu}"), |pod| {
+                    let actual = &pod.container("main")["resources"]["limits"];
+                    pod.is_up()
+                        && actual["memory"] == memory
+                        && actual["cpu"] == cpu
+                        && pod.restarts("restarted") == restarts
+                })?;
+                ensure!(
+                    after.restarts("main") == 0 && after.id("main")? == before.id("main")?,
+                    "{}",
+                    after.0["status"]
+                );
+                ensure!(node.main_pid(&after, "main")? == pid, "another process");
+                for (cgroup, count) in [(node.cgroup(&after, "main")?, 1), (node.pod_cgroup(&after), 2)] {
+                    let limit = cgroup.read(knob::MEMORY_LIMIT)?;
+                    ensure!(
+                        limit == (bytes * count).to_string(),
+                        "{}: {limit}, not {count} * {bytes}",
+                        cgroup.path
+                    );
+                    let bandwidth = cgroup.cpu_bandwidth()?;
+                    ensure!(
+                        bandwidth.0 == Some(quota * count.cast_signed()),
+                        "{}: {bandwidth:?}",
+                        cgroup.path
+                    );
+                }
+            }
+            Ok(())
+        })
+    }
+);

@@ -17,10 +17,12 @@
 //! `kubepods.slice`, whose name is part of what is shown: one node runs at a time. Which kubelet, driver and server is an
 //! option of `rtc-tests`. What the body leaves is withdrawn; then nothing may be left of any pod.
 
+mod api;
 mod bench;
 mod config;
 mod place;
 mod pod;
+mod tunnel;
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
@@ -44,6 +46,7 @@ use crate::registry::Result;
 use crate::test::Test;
 use crate::wait::{until, within};
 
+pub(crate) use api::{Api, Session, WAYS, Way, escaped, of_container, of_pod};
 pub(crate) use bench::main as bench;
 pub(crate) use config::Setup;
 pub(crate) use pod::{BUSYBOX, Pod as StaticPod, STAY, busybox, busybox_with, manifest};
@@ -226,6 +229,12 @@ impl<'t> Node<'t> {
         self.start_kubelet()
     }
 
+    /// The kubelet's minor version.
+    pub(crate) fn minor(&self) -> u32 {
+        let minor = self.version.rsplit('.').next();
+        minor.and_then(|minor| minor.parse().ok()).unwrap_or_default()
+    }
+
     /// The CRI server that it has.
     pub(crate) fn backend(&self) -> Backend {
         self.backend.get()
@@ -290,7 +299,7 @@ impl<'t> Node<'t> {
         Ok(server.as_ref().context("no CRI server runs")?.id().cast_signed())
     }
 
-    fn kubelet_pid(&self) -> Result<i32> {
+    pub(crate) fn kubelet_pid(&self) -> Result<i32> {
         let others = self.others.borrow();
         let kubelet = others.iter().find(|(name, _)| *name == "kubelet");
         Ok(kubelet.context("no kubelet runs")?.1.id().cast_signed())

@@ -1,38 +1,38 @@
 //! A connection to systemd: blocking, one thread, a deadline on everything.
 //!
 //! ```text
-//! -> "\0AUTH EXTERNAL <uid>\r\nBEGIN\r\n" + Hello + AddMatch(JobRemoved) + the first call, to a bus in one write
-//!                                              <- "OK <guid>\r\n", answers
+//! -> "\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n" + Hello + AddMatch(JobRemoved) + the first call, to a bus in one write
+//!                                              <- "DATA\r\nOK <guid>\r\n", answers
 //! -> StartTransientUnit | StopUnit             <- the job's path
 //!         <- JobRemoved(id, path, unit, "done" | "failed" | ...)
 //! ```
 //!
-//! systemd sends `JobRemoved` to whoever has a job queued, so no `Subscribe`. By the system bus, as other runtimes do;
-//! where there is none, by systemd's own socket, which speaks the same protocol without a bus in between (its manual
-//! page calls it private, so it comes second).
+//! systemd sends `JobRemoved` to whoever has a job queued, so no `Subscribe`. The user's id is left to the kernel to tell:
+//! seen from a user namespace it is another than what the bus sees.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use nix::unistd::geteuid;
 
+use super::address::Owner;
 use super::message::{Call, Encoder, Incoming, Kind, Property};
 
-const BUS_SOCKET: &str = "/run/dbus/system_bus_socket";
-const PRIVATE_SOCKET: &str = "/run/systemd/private";
 const DESTINATION: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const JOB_REMOVED: &str = "type='signal',sender='org.freedesktop.systemd1',path='/org/freedesktop/systemd1',\
     interface='org.freedesktop.systemd1.Manager',member='JobRemoved'";
 
+/// A server's line has a keyword and an id.
+const LONGEST_LINE: usize = 4096;
+
 /// An error that systemd answered, by its D-Bus name.
 #[derive(Debug)]
 pub(super) struct Refused {
     pub(super) name: String,
-    text: String,
+    pub(super) text: String,
 }
 
 impl std::fmt::Display for Refused {
@@ -69,14 +69,16 @@ pub(super) struct Bus {
 
 impl Bus {
     /// Connects to systemd.
-    pub(super) fn connect(deadline: Instant) -> Result<Self> {
-        let (socket, on_bus) = match UnixStream::connect(BUS_SOCKET) {
-            Ok(socket) => (socket, true),
-            Err(error) => match UnixStream::connect(PRIVATE_SOCKET) {
-                Ok(socket) => (socket, false),
-                Err(_) => return Err(error).context(format!("connect({BUS_SOCKET:?})")),
-            },
-        };
+    ///
+    /// # Errors
+    ///
+    /// Where there is none, or it takes nobody in until the deadline.
+    pub(super) fn connect(owner: Owner, deadline: Instant) -> Result<Self> {
+        let (socket, on_bus) = owner.connect(deadline)?;
+        Ok(Self::over(socket, on_bus, deadline))
+    }
+
+    fn over(socket: UnixStream, on_bus: bool, deadline: Instant) -> Self {
         let mut bus = Self {
             socket,
             received: Vec::new(),
@@ -89,17 +91,12 @@ impl Bus {
             deadline,
         };
         bus.greet();
-        Ok(bus)
+        bus
     }
 
     /// Everything up to the first call, which needs no answer to be sent.
     fn greet(&mut self) {
-        let uid: String = geteuid()
-            .to_string()
-            .bytes()
-            .map(|digit| format!("{digit:02x}"))
-            .collect();
-        self.greeting = format!("\0AUTH EXTERNAL {uid}\r\nBEGIN\r\n").into_bytes();
+        self.greeting = b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n".to_vec();
         if !self.on_bus {
             return;
         }
@@ -119,22 +116,27 @@ impl Bus {
         }
     }
 
-    /// Reads the answer to the authentication: a line, before the first message.
+    /// Reads the answer to the authentication: two lines, before the first message.
     fn be_known(&mut self) -> Result<()> {
-        let line = loop {
-            if let Some(end) = self.received.windows(2).position(|pair| pair == b"\r\n") {
-                break self.received.drain(..end + 2).collect::<Vec<_>>();
-            }
-            self.receive()?;
-        };
-        if !line.starts_with(b"OK ") {
-            bail!(
-                "D-Bus: authentication: refused: {:?}",
-                String::from_utf8_lossy(&line).trim_end()
-            );
+        if self.line()? != b"DATA" || !self.line()?.starts_with(b"OK ") {
+            bail!("D-Bus: authentication as the user of this process was refused");
         }
         self.known = true;
         Ok(())
+    }
+
+    fn line(&mut self) -> Result<Vec<u8>> {
+        loop {
+            if let Some(end) = self.received.windows(2).position(|pair| pair == b"\r\n") {
+                let mut line: Vec<u8> = self.received.drain(..end + 2).collect();
+                line.truncate(end);
+                return Ok(line);
+            }
+            if self.received.len() > LONGEST_LINE {
+                bail!("D-Bus: a line of the authentication is too long");
+            }
+            self.receive()?;
+        }
     }
 
     /// Calls a method of systemd's manager.
@@ -187,15 +189,7 @@ impl Bus {
 
     /// systemd's version, 257 of `257.13-1~deb13u1`.
     pub(super) fn version(&mut self) -> Result<u32> {
-        let mut body = Encoder::default();
-        body.text(MANAGER);
-        body.text("Version");
-        let answer = self
-            .call_on("org.freedesktop.DBus.Properties", "Get", "ss", body)
-            .context("systemd: Get(Version)")?;
-        let mut value = answer.body();
-        value.signature()?;
-        let text = value.text()?;
+        let text = self.manager_property("Version")?;
         let digits = text
             .trim_start_matches('v')
             .split(|letter: char| !letter.is_ascii_digit())
@@ -204,6 +198,19 @@ impl Bus {
             .unwrap_or_default()
             .parse()
             .with_context(|| format!("systemd: version {text:?}"))
+    }
+
+    /// A property of systemd itself that is a text.
+    pub(super) fn manager_property(&mut self, name: &str) -> Result<String> {
+        let mut body = Encoder::default();
+        body.text(MANAGER);
+        body.text(name);
+        let answer = self
+            .call_on("org.freedesktop.DBus.Properties", "Get", "ss", body)
+            .with_context(|| format!("systemd: Get({name})"))?;
+        let mut value = answer.body();
+        value.signature()?;
+        value.text()
     }
 
     /// Sets properties of a unit, until the next boot.
@@ -271,7 +278,9 @@ impl Bus {
     fn left(&self) -> Result<Duration> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            bail!("timed out waiting for systemd");
+            bail!(
+                "timed out waiting for systemd: it does not answer; see `systemctl status`, `journalctl -b`"
+            );
         }
         Ok(left)
     }

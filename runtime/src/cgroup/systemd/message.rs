@@ -38,6 +38,8 @@ pub(super) enum Value {
     Uints(Vec<u32>),
     /// `a(st)`: limits of devices.
     Limits(Vec<(String, u64)>),
+    /// `a(ss)`.
+    Pairs(Vec<(String, String)>),
 }
 
 impl fmt::Debug for Value {
@@ -54,6 +56,7 @@ impl fmt::Debug for Value {
             Self::Bytes(value) => value.fmt(f),
             Self::Uints(value) => value.fmt(f),
             Self::Limits(value) => value.fmt(f),
+            Self::Pairs(value) => value.fmt(f),
         }
     }
 }
@@ -71,6 +74,7 @@ impl Value {
             Self::Bytes(_) => "ay",
             Self::Uints(_) => "au",
             Self::Limits(_) => "a(st)",
+            Self::Pairs(_) => "a(ss)",
         }
     }
 }
@@ -141,6 +145,13 @@ impl Encoder {
                     list.align(8);
                     list.text(device);
                     list.u64(*limit);
+                }
+            }),
+            Value::Pairs(values) => self.array(8, |list| {
+                for (first, second) in values {
+                    list.align(8);
+                    list.text(first);
+                    list.text(second);
                 }
             }),
         }

@@ -55,7 +55,7 @@ static GLOBAL_FLAGS: &[Flag] = &[
     ),
     Flag::value(
         "root",
-        "directory for the state of containers, in memory (default: /run/rtc)",
+        "directory for the state of containers, in memory (default: /run/rtc; of a user that is not root $XDG_RUNTIME_DIR/rtc)",
     ),
     Flag::switch(
         "systemd-cgroup",
@@ -67,7 +67,7 @@ static GLOBAL_FLAGS: &[Flag] = &[
     ),
     Flag::value(
         "rootless",
-        "ignore cgroup permission errors: true, false or auto (default: auto)",
+        "do without a cgroup that may not be made, where none is asked for: true, false or auto (default: auto, where the caller is not root)",
     ),
 ];
 

@@ -1,8 +1,8 @@
-//! The processes of a container that has no cgroup, as those of an ordinary user may not: found by the namespace that
+//! The processes of a container that has no cgroup, as those of an ordinary user may not: found by the namespaces that
 //! they share with init, as long as init lives.
 //!
-//! A process can leave neither its user namespace for one that is not below, nor (itself) its PID namespace. Those in
-//! namespaces below that the container has made are not found by the one; they end with init by the other.
+//! By the PID namespace, which nothing can leave, where that is the container's own. Else by user and mount namespace
+//! together (another container may share one of them): a process that has made a mount namespace of its own is not found.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,20 +16,29 @@ use crate::container::state::Record;
 /// How often processes are listed and killed: they may fork meanwhile.
 const ROUNDS: usize = 20;
 
-/// The processes in init's PID namespace, or where that is not the container's own, in its user namespace. None where
-/// that is the caller's too, or init has ended.
+/// The processes in init's PID namespace, or where that is not the container's own, in its other two. None where those are
+/// the caller's too, or init has ended.
 ///
 /// # Errors
 ///
 /// `/proc` can't be read.
 pub(super) fn processes(record: &Record) -> Result<Vec<Pid>> {
-    let kind = if record.owns_pids { "pid" } else { "user" };
-    let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/{kind}")).ok();
+    let kinds: &[&str] = if record.owns_pids {
+        &["pid"]
+    } else {
+        &["user", "mnt"]
+    };
+    let of = |process: &str| -> Option<Vec<PathBuf>> {
+        let links = kinds
+            .iter()
+            .map(|kind| fs::read_link(format!("/proc/{process}/ns/{kind}")).ok());
+        links.collect()
+    };
     let wanted = match record.pidfd()? {
         Some(_) => of(&record.pid.to_string()),
         None => None,
     };
-    let Some(wanted) = wanted.filter(|wanted: &PathBuf| of("self").as_ref() != Some(wanted)) else {
+    let Some(wanted) = wanted.filter(|wanted| of("self").as_ref() != Some(wanted)) else {
         return Ok(Vec::new());
     };
     let mut found = Vec::new();
@@ -59,5 +68,9 @@ pub(super) fn kill(record: &Record) -> Result<()> {
             break;
         }
     }
-    record.signal(libc::SIGKILL)
+    match record.signal(libc::SIGKILL) {
+        // It may have waited for those.
+        Err(_) if !killed.is_empty() => Ok(()),
+        signalled => signalled,
+    }
 }

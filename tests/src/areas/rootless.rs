@@ -336,13 +336,13 @@ test!(
         let user = User::new(t)?;
         // Neither the network nor the queues are the container's own, so their file systems are not its to mount.
         let bundle = user.bundle(t)?.without_namespace("network");
-        let script = "mountpoint -q /sys && ls /sys | head -n1; touch /sys/x 2>/dev/null || echo read-only; \
+        let script = "ls -d /sys/kernel; touch /sys/x 2>/dev/null || echo read-only; \
                       dd if=/dev/zero of=/dev/null bs=1 count=1 2>/dev/null && stat -c %t:%T /dev/null";
         let output = bundle.sh(script).run();
         // runc wants /sys to be bound then, as its `spec --rootless` has it.
         if t.is_ours() {
             let output = output?.ok()?;
-            ensure!(output.lines()[1..] == ["read-only", "1:3"], "{output}");
+            ensure!(output.lines() == ["/sys/kernel", "read-only", "1:3"], "{output}");
         }
         Ok(())
     }
@@ -470,7 +470,8 @@ test!(
             .create()?;
         // What slirp4netns and pasta do: they enter by the pid of the created container.
         let pid = container.pid()?;
-        let script = format!("nsenter --preserve-credentials -U -n -t {pid} ip link add test0 type dummy");
+        let script =
+            format!("nsenter --preserve-credentials -U -n -t {pid} ip address add 192.0.2.1/32 dev lo");
         let mut command = Command::new("setpriv");
         command.args([
             &format!("--reuid={}", user.id),
@@ -478,10 +479,6 @@ test!(
             "--clear-groups",
         ]);
         let done = command.args(["sh", "-c", &script]).output().context("setpriv")?;
-        if String::from_utf8_lossy(&done.stderr).contains("not supported") {
-            container.start()?.ok()?;
-            return Ok(());
-        }
         ensure!(done.status.success(), "{done:?}");
         container.start()?.ok()?;
         container.wait_for_output("77")?;

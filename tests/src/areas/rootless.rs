@@ -41,7 +41,7 @@ test!(
         container.kill("KILL")?.ok()?;
         container.wait("stopped")?;
         container.delete()?.ok()?;
-        container.verb("state", &[])?.fails_with(&["does not exist"])?;
+        container.verb("state", &[])?.fails_naming(&["does not exist"])?;
         leaves_nothing(t)
     }
 );

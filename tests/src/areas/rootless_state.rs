@@ -199,7 +199,7 @@ test!(
             .unset("/linux/gidMappings")
             .set("/linux/resources/pids", json!({"limit": 10}));
         as_root_inside(&user, t);
-        bundle.run()?.fails_with(&["cannot set pids limit"])?;
+        bundle.run()?.fails_naming(&["cannot set pids limit"])?;
         leaves_nothing(t)?;
         let bundle = bundle
             .unset("/linux/resources/pids")

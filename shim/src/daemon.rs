@@ -10,14 +10,15 @@
 //! ```
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::unistd;
@@ -41,6 +42,52 @@ pub(crate) struct Placement {
     pub(crate) cgroup: Option<PathBuf>,
     /// A core scheduling cookie of its own.
     pub(crate) core_scheduling: bool,
+}
+
+impl Placement {
+    fn resolve(&self) -> Result<Resolved> {
+        let mut resolved = Resolved {
+            born_in: None,
+            joins: Vec::new(),
+            core_scheduling: self.core_scheduling,
+        };
+        if let Some(cgroup) = &self.cgroup {
+            resolved
+                .find(cgroup)
+                .with_context(|| format!("options: shim_cgroup {cgroup:?}"))?;
+        }
+        Ok(resolved)
+    }
+}
+
+/// A [`Placement`] as this machine can make it.
+struct Resolved {
+    /// Its cgroup, on v2. Moving a process that is there waits for readers of the kernel's lock: 7 ms on an idle machine.
+    born_in: Option<File>,
+    /// The files through which it joins its cgroup, on v1: in each tree that has it.
+    joins: Vec<PathBuf>,
+    core_scheduling: bool,
+}
+
+impl Resolved {
+    fn find(&mut self, cgroup: &Path) -> Result<()> {
+        let name = cgroup.strip_prefix("/").unwrap_or(cgroup);
+        let missing = "there is no such cgroup: make it";
+        match Layout::detect()? {
+            Layout::V2 => {
+                let path = Path::new("/sys/fs/cgroup").join(name);
+                self.born_in = Some(File::open(path).context(missing)?);
+            }
+            Layout::V1(hierarchies) => {
+                let files = hierarchies
+                    .into_iter()
+                    .map(|hierarchy| hierarchy.mount.join(name).join("cgroup.procs"));
+                self.joins = files.filter(|file| file.exists()).collect();
+                ensure!(!self.joins.is_empty(), missing);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A daemon that has settled.
@@ -73,9 +120,11 @@ impl Daemon {
 pub(crate) fn spawn(listener: UnixListener, identity: Identity, placement: &Placement) -> Result<Daemon> {
     // containerd's own may be protected; its shims are a little less so.
     let oom_score = oom_score_of_parent().map(|score| (score + 1).min(OOM_SCORE_MAX));
+    let placement = placement.resolve()?;
     let (mut channel, theirs) = UnixStream::pair().context("socketpair")?;
-    let child = match clone3(0, None).context("make the shim's process")? {
-        Cloned::Child => run(listener, identity, placement, oom_score, theirs),
+    let born_in = placement.born_in.as_ref().map(AsFd::as_fd);
+    let child = match clone3(0, born_in).context("make the shim's process")? {
+        Cloned::Child => run(listener, identity, &placement, oom_score, theirs),
         Cloned::Parent(child) => child,
     };
     drop(theirs);
@@ -103,7 +152,7 @@ fn oom_score_of_parent() -> Option<i32> {
 fn run(
     listener: UnixListener,
     identity: Identity,
-    placement: &Placement,
+    placement: &Resolved,
     oom_score: Option<i32>,
     mut channel: UnixStream,
 ) -> ! {
@@ -126,7 +175,7 @@ fn run(
     process::exit(if matches!(served, Ok(Ok(()))) { 0 } else { 1 })
 }
 
-fn settle(identity: &Identity, placement: &Placement, oom_score: Option<i32>, kept: [i32; 2]) -> Result<()> {
+fn settle(identity: &Identity, placement: &Resolved, oom_score: Option<i32>, kept: [i32; 2]) -> Result<()> {
     unistd::setsid().call(|| "setsid".into())?;
     redirect(log::fifo(&identity.bundle))?;
     fd::close_all_but(3, &kept)?;
@@ -138,8 +187,10 @@ fn settle(identity: &Identity, placement: &Placement, oom_score: Option<i32>, ke
     {
         log::warn(format_args!("oom_score_adj {score}: {error}"));
     }
-    if let Some(cgroup) = &placement.cgroup {
-        join_cgroup(cgroup).with_context(|| format!("options: shim_cgroup {cgroup:?}"))?;
+    for file in &placement.joins {
+        std::fs::write(file, "0")
+            .call(|| format!("write({file:?})"))
+            .context("options: shim_cgroup")?;
     }
     if placement.core_scheduling {
         process::isolate_core().context("SCHED_CORE")?;
@@ -186,25 +237,4 @@ fn command_line(identity: &Identity) -> Vec<OsString> {
         line.push("-debug".into());
     }
     line
-}
-
-/// Joins a cgroup that exists: on v1 in each tree that has it.
-fn join_cgroup(cgroup: &Path) -> Result<()> {
-    let roots = match Layout::detect()? {
-        Layout::V2 => vec![PathBuf::from("/sys/fs/cgroup")],
-        Layout::V1(hierarchies) => hierarchies.into_iter().map(|hierarchy| hierarchy.mount).collect(),
-    };
-    let name = cgroup.strip_prefix("/").unwrap_or(cgroup);
-    let mut joined = false;
-    for root in roots {
-        let file = root.join(name).join("cgroup.procs");
-        if file.exists() {
-            std::fs::write(&file, "0").call(|| format!("write({file:?})"))?;
-            joined = true;
-        }
-    }
-    if !joined {
-        bail!("there is no such cgroup: make it");
-    }
-    Ok(())
 }

@@ -19,7 +19,7 @@ use super::fifos::{Fifos, Outputs, feed, relay};
 use super::remote::{Remote, Wanted};
 use super::status::Outcome;
 use super::stream::Input;
-use super::terminal::Sizes;
+use super::terminal;
 use crate::container::{Container, clean};
 use crate::error::Result;
 use crate::id;
@@ -35,14 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Attaches a client, until the container's end or its own.
 pub(super) async fn serve(node: &Arc<Node>, request: &AttachRequest, remote: Remote, mut notice: Notice) {
-    let Remote {
-        stdin,
-        stdout,
-        stderr,
-        resize,
-        end,
-        queue,
-    } = remote;
+    let Remote { streams, end, queue } = remote;
     let (attached, outputs) = match begin(node, request).await {
         Ok(begun) => begun,
         Err(error) => {
@@ -53,13 +46,16 @@ pub(super) async fn serve(node: &Arc<Node>, request: &AttachRequest, remote: Rem
     };
     let (tell, enough) = watch::channel(false);
     let whole = async {
-        let stdout = relay(outputs.stdout, stdout, enough.clone());
-        let stderr = relay(outputs.stderr, stderr, enough.clone());
+        let stdout = relay(outputs.stdout, streams.stdout, enough.clone());
+        let stderr = relay(outputs.stderr, streams.stderr, enough.clone());
         tokio::join!(stdout, stderr);
         attached.outcome(enough.clone()).await
     };
     let beside = async {
-        tokio::join!(attached.feed(stdin, &tell), attached.resize(resize));
+        tokio::join!(
+            attached.feed(streams.stdin, &tell),
+            attached.resize(streams.resize)
+        );
         std::future::pending::<Infallible>().await
     };
     let (outcome, detached) = tokio::select! {
@@ -151,17 +147,7 @@ impl Attached {
     }
 
     async fn resize(&self, input: Option<Input>) {
-        let Some(input) = input else { return };
-        let mut sizes = Sizes::new(input);
-        while let Some(size) = sizes.next().await {
-            let resized = self
-                .shim
-                .resize(&self.container.id, "", size.rows, size.columns)
-                .await;
-            if let Err(error) = resized {
-                log::debug(|| format!("Attach: container {}: {error}", self.container.id));
-            }
-        }
+        terminal::resize(&self.shim, &self.container.id, "", input).await;
     }
 
     /// Why the output has ended, or that there was none.

@@ -14,10 +14,10 @@ use tokio::sync::watch;
 
 use super::connection::{Notice, over};
 use super::fifos::{Fifos, Outputs, feed, relay};
-use super::remote::{Remote, Wanted};
+use super::remote::{Remote, Streams, Wanted};
 use super::status::Outcome;
-use super::stream::{Input, Output};
-use super::terminal::Sizes;
+use super::stream::Input;
+use super::terminal;
 use crate::container::{clean, exec_sync};
 use crate::error::{Kind, Result};
 use crate::id;
@@ -34,14 +34,7 @@ const PREFIX: &str = "exec-";
 
 /// Runs it, to its end or its client's.
 pub(super) async fn serve(node: &Arc<Node>, request: &ExecRequest, remote: Remote, mut notice: Notice) {
-    let Remote {
-        stdin,
-        stdout,
-        stderr,
-        resize,
-        end,
-        queue,
-    } = remote;
+    let Remote { streams, end, queue } = remote;
     let (running, outputs) = match start(node, request).await {
         Ok(started) => started,
         Err(error) => {
@@ -49,12 +42,6 @@ pub(super) async fn serve(node: &Arc<Node>, request: &ExecRequest, remote: Remot
             let failed = format!("error executing command in container: {error}");
             return end.tell(&Outcome::Failed(failed)).await;
         }
-    };
-    let streams = Streams {
-        stdin,
-        stdout,
-        stderr,
-        resize,
     };
     let outcome = tokio::select! {
         ended = running.talk(streams, outputs) => Ok(ended),
@@ -121,14 +108,6 @@ struct Running {
     fifos: Fifos,
 }
 
-/// The client's streams.
-struct Streams {
-    stdin: Option<Input>,
-    stdout: Option<Output>,
-    stderr: Option<Output>,
-    resize: Option<Input>,
-}
-
 impl Running {
     /// Passes on what goes in and out, until it has ended. Returns its exit code.
     async fn talk(&self, streams: Streams, outputs: Outputs) -> Result<u32> {
@@ -166,16 +145,7 @@ impl Running {
     }
 
     async fn resize(&self, input: Option<Input>) {
-        let Some(input) = input else { return };
-        let mut sizes = Sizes::new(input);
-        while let Some(size) = sizes.next().await {
-            let resized = self
-                .shim
-                .resize(&self.container, &self.exec_id, size.rows, size.columns);
-            if let Err(error) = resized.await {
-                log::debug(|| format!("Exec: container {}: {error}", self.container));
-            }
-        }
+        terminal::resize(&self.shim, &self.container, &self.exec_id, input).await;
     }
 
     /// Kills it, if it runs, and removes it.

@@ -58,17 +58,23 @@ impl Wanted {
     }
 }
 
-/// The streams. What was not asked for is not there.
+/// A client of a remote command.
 #[derive(Debug)]
 pub(super) struct Remote {
+    pub(super) streams: Streams,
+    pub(super) end: End,
+    /// `closed()`: the client has gone.
+    pub(super) queue: Queue,
+}
+
+/// The streams. What was not asked for is not there.
+#[derive(Debug)]
+pub(super) struct Streams {
     pub(super) stdin: Option<Input>,
     pub(super) stdout: Option<Output>,
     pub(super) stderr: Option<Output>,
     /// Sizes of the terminal (`terminal.rs`).
     pub(super) resize: Option<Input>,
-    pub(super) end: End,
-    /// `closed()`: the client has gone.
-    pub(super) queue: Queue,
 }
 
 /// How it ends.
@@ -134,10 +140,12 @@ pub(super) async fn over_spdy(mut session: Session, protocol: &str, wanted: Want
         stream.input
     };
     Some(Remote {
-        stdin: input(stdin),
-        resize: input(resize),
-        stdout: stdout.map(|stream| stream.output),
-        stderr: stderr.map(|stream| stream.output),
+        streams: Streams {
+            stdin: input(stdin),
+            resize: input(resize),
+            stdout: stdout.map(|stream| stream.output),
+            stderr: stderr.map(|stream| stream.output),
+        },
         end: End {
             error: error?.output,
             form,

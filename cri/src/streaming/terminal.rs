@@ -1,6 +1,8 @@
 //! The terminal's size, as clients send it: `{"Width":80,"Height":24}`, one after another.
 
 use super::stream::Input;
+use crate::log;
+use crate::shim::Shim;
 
 /// What may be unfinished, in bytes: a size is 30.
 const REST_MAX: usize = 4096;
@@ -10,6 +12,18 @@ const REST_MAX: usize = 4096;
 pub(super) struct Size {
     pub(super) columns: u16,
     pub(super) rows: u16,
+}
+
+/// Gives the terminal of a process the sizes that come, to the last of them. `exec_id`: as `Shim::resize`.
+pub(super) async fn resize(shim: &Shim, container: &str, exec_id: &str, input: Option<Input>) {
+    let Some(input) = input else { return };
+    let mut sizes = Sizes::new(input);
+    while let Some(size) = sizes.next().await {
+        let resized = shim.resize(container, exec_id, size.rows, size.columns);
+        if let Err(error) = resized.await {
+            log::debug(|| format!("the terminal's size: container {container}: {error}"));
+        }
+    }
 }
 
 /// Takes sizes out of what comes.

@@ -19,6 +19,8 @@ impl Cgroup {
     pub fn apply(&self, resources: &LinuxResources) -> Result<()> {
         let completed = self.completed(resources)?;
         let resources = completed.as_ref().unwrap_or(resources);
+        let rounded = self.rounded(resources);
+        let resources = rounded.as_ref().unwrap_or(resources);
         let writes = if self.is_v2() {
             self.check_before_update(resources)?;
             limits::v2::writes(resources)?
@@ -61,6 +63,17 @@ impl Cgroup {
             changed = true;
         }
         Ok(changed.then_some(completed))
+    }
+
+    /// With the quota that systemd makes of it.
+    fn rounded(&self, resources: &LinuxResources) -> Option<LinuxResources> {
+        if self.driver != super::Driver::Systemd {
+            return None;
+        }
+        let quota = super::systemd::rounded_quota(resources.cpu().as_ref()?)?;
+        let mut rounded = resources.clone();
+        rounded.cpu_mut().as_mut()?.set_quota(Some(quota));
+        Some(rounded)
     }
 
     pub(super) fn check_before_update(&self, resources: &LinuxResources) -> Result<()> {

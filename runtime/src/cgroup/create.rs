@@ -91,6 +91,7 @@ impl Cgroup {
         Ok(Self {
             driver,
             unit: None,
+            user: false,
             slice: None,
             trees: place(path, id, layout)?,
             made: Made::default(),

@@ -386,6 +386,9 @@ impl Cgroup {
             return Ok(());
         }
         let program = bpf::load_device_program(&instructions).context("device program")?;
+        if !new {
+            self.replace_pinned(&instructions).context("device program")?;
+        }
         let mut old = if new {
             Vec::new()
         } else {

@@ -19,6 +19,7 @@
 
 mod apply;
 mod create;
+mod delegate;
 mod devices;
 mod dir;
 mod exec;
@@ -51,6 +52,7 @@ pub use oom::{OomEvent, OomWatch};
 pub use stats::{
     Blkio, BlkioEntry, Cpu, CpuUsage, HugeTlb, Memory, MemoryEntry, Pids, Pressure, Psi, Stats, Throttling,
 };
+pub use systemd::Scope;
 
 use crate::sys;
 
@@ -71,6 +73,9 @@ pub struct Cgroup {
     /// The systemd unit, with that driver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unit: Option<String>,
+    /// Whether that is the user's systemd, not the machine's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    user: bool,
     /// The slice it is made in, until it is made.
     #[serde(skip)]
     slice: Option<String>,

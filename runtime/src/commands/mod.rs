@@ -17,6 +17,7 @@ mod features;
 mod help;
 mod kill;
 mod list;
+mod mounts;
 mod pause;
 mod ps;
 mod run;
@@ -58,6 +59,10 @@ static GLOBAL_FLAGS: &[Flag] = &[
     Flag::switch(
         "systemd-cgroup",
         "let systemd manage cgroups; cgroupsPath has the form slice:prefix:name",
+    ),
+    Flag::value(
+        "cgroup-manager",
+        "as crun has it: systemd stands for --systemd-cgroup, cgroupfs for the default",
     ),
     Flag::value(
         "rootless",
@@ -110,6 +115,7 @@ static COMMANDS: &[&Command] = &[
     &features::COMMAND,
     &kill::COMMAND,
     &list::COMMAND,
+    &mounts::COMMAND,
     &pause::PAUSE,
     &ps::COMMAND,
     &checkpoint::RESTORE,
@@ -138,6 +144,11 @@ impl Global {
         {
             bail!("--rootless: {value:?}: must be true, false or auto");
         }
+        let managed = match parsed.text("cgroup-manager")? {
+            None | Some("" | "cgroupfs") => false,
+            Some("systemd") => true,
+            Some(other) => bail!("--cgroup-manager: {other:?}: must be cgroupfs or systemd"),
+        };
         let given = parsed.path("root");
         let root_is_given = given.is_some();
         let root = given.unwrap_or_else(default_root);
@@ -145,7 +156,7 @@ impl Global {
         Ok(Global {
             root,
             root_is_given,
-            systemd_cgroup: parsed.is_on("systemd-cgroup"),
+            systemd_cgroup: parsed.is_on("systemd-cgroup") || managed,
         })
     }
 
@@ -310,6 +321,44 @@ fn id(parsed: &Parsed) -> Result<ContainerId> {
         .first()
         .ok_or_else(|| anyhow!("container id: missing"))?;
     arguments::utf8(first).context("container id")?.parse()
+}
+
+/// Of crun's: the container id is an expression.
+const REGEX: Flag = Flag::switch(
+    "regex",
+    "the container id is a regular expression: for all whose id matches",
+);
+
+/// Does something to the container that is named, or with `--regex` to all whose id matches, also after a failure.
+///
+/// # Errors
+///
+/// The first failure; an expression that is none.
+fn on_each(
+    global: &Global,
+    parsed: &Parsed,
+    verb: impl Fn(&StateRoot, &ContainerId) -> Result<()>,
+) -> Result<i32> {
+    let root = global.state_root();
+    if !parsed.is_on("regex") {
+        verb(&root, &id(parsed)?)?;
+        return Ok(0);
+    }
+    let text = arguments::utf8(&parsed.rest[0]).context("--regex")?;
+    let expression = regex::Regex::new(text).map_err(|error| anyhow!("--regex: {text:?}: {error}"))?;
+    let mut failed = None;
+    for id in root.ids()?.iter().filter(|id| expression.is_match(id.as_str())) {
+        if let Err(error) = verb(&root, id) {
+            let error = error.context(format!("container {:?}", id.as_str()));
+            if let Some(first) = failed.replace(error) {
+                log::warn(format_args!("{first:#}"));
+            }
+        }
+    }
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(0),
+    }
 }
 
 /// Writes to standard output; a reader that went away is no error.

@@ -8,13 +8,14 @@
 //!  3 record, make the cgroup, set its limits   from here on a kill -9 of the runtime leaves what delete finds
 //!  4 clone                                     the child is on its way (process::init)
 //!  5 record init                               it ends by itself if the runtime is killed before that
-//!  6 map ids, give the scope its limits; let the child go
+//!  6 map ids, give the scope its limits, network devices, a resctrl group; let the child go
 //!  7 serve the child: hooks, terminal, listener, until it is ready
 //!  8 pid file, publish the gate
 //! ```
 //!
 //! A failure undoes what was made, in reverse: [`Unfinished`].
 
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -23,8 +24,8 @@ use oci_spec::runtime::{Linux, Process};
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
-use crate::cgroup::{Cgroup, Driver, JoinTarget, Layout};
-use crate::container::cgroup_view::cgroup_view;
+use crate::cgroup::{Cgroup, Driver, JoinTarget, Layout, Scope};
+use crate::container::cgroup_view::{cgroup_view, delegated_to};
 use crate::container::delete::run_poststop_hooks;
 use crate::container::handover::{send_listener, send_master, send_pidfd, write_pid_file};
 use crate::container::notify::{self, Notify};
@@ -38,12 +39,13 @@ use crate::process::init::{Init, runs_in_runtime};
 use crate::process::label::set_oom_score;
 use crate::process::spawn::{Birth, Spawned, spawn};
 use crate::procfs::Procfs;
-use crate::sys::clone::{CLONE_NEWPID, CLONE_NEWUSER, Child};
+use crate::resctrl::Group;
+use crate::sys::clone::{CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUSER, Child};
 use crate::sys::process::has_ended;
-use crate::{hooks, log, rootfs, sys};
+use crate::{hooks, log, netdev, rootfs, sys};
 
 /// How long a cgroup is given to become empty after its processes were killed.
-pub(super) const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What became of `create`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -98,6 +100,9 @@ pub(super) struct Unfinished<'a> {
     spawned: Option<Spawned>,
     notify: Option<Notify>,
     hook_state: hooks::State,
+    hook_output: hooks::Output,
+    /// Network devices that were given to the container.
+    devices: Option<netdev::Moved>,
 }
 
 /// What the child handed over on its way.
@@ -135,6 +140,8 @@ impl<'a> Unfinished<'a> {
             record: None,
             spawned: None,
             notify: None,
+            devices: None,
+            hook_output: hooks::Output::default(),
             hook_state: hooks::State::new(options.id.as_str(), spec.version(), dir, annotations),
         };
         let started = notify.and_then(|notify| {
@@ -155,6 +162,9 @@ impl<'a> Unfinished<'a> {
         let options = self.options;
         let Bundle { spec, raw, .. } = &options.bundle;
         self.directory()?.save_config(raw)?;
+        if let (Some(_), Some(annotations)) = (spec.hooks(), spec.annotations()) {
+            self.hook_output = hooks::Output::open(annotations.iter())?;
+        }
         let default = Linux::default();
         let linux = spec.linux().as_ref().unwrap_or(&default);
         let process = spec
@@ -176,7 +186,13 @@ impl<'a> Unfinished<'a> {
             &layout,
             driver,
         )?;
-        self.record = Some(self.first_record(cgroup, gated, namespaces.makes(CLONE_NEWPID)));
+        let mut record = first_record(options, cgroup, gated, namespaces.makes(CLONE_NEWPID));
+        record.intel_rdt = linux
+            .intel_rdt()
+            .as_ref()
+            .map(|config| Group::plan(config, options.id.as_str()))
+            .transpose()?;
+        self.record = Some(record);
         self.save()?;
         if let Err(error) = self.record.as_mut().context("the record")?.cgroup.make() {
             // What it made it has removed. A cgroup that is there now is another's: not ours to empty, see `undo`.
@@ -211,6 +227,7 @@ impl<'a> Unfinished<'a> {
                 .then(|| Gate::create(self.directory.as_ref().context("the state directory")?))
                 .transpose()?,
             hook_state: &self.hook_state,
+            hook_output: &self.hook_output,
         };
         let birth = Birth {
             namespaces: &namespaces,
@@ -224,32 +241,6 @@ impl<'a> Unfinished<'a> {
         self.spawned = Some(spawn(&birth, |channel| init.run(channel))?);
         self.record_child()?;
         self.release(linux, &namespaces, driver)
-    }
-
-    /// What is known before anything is made in the kernel: a runtime killed from here on leaves what delete finds.
-    fn first_record(&self, cgroup: Cgroup, gated: bool, owns_pids: bool) -> Record {
-        let Bundle {
-            dir, rootfs, spec, ..
-        } = &self.options.bundle;
-        let annotations = spec.annotations().iter().flatten();
-        Record {
-            oci_version: spec.version().clone(),
-            bundle: dir.clone(),
-            rootfs: rootfs.clone(),
-            pid: 0,
-            start_time: 0,
-            created: log::timestamp(std::time::SystemTime::now()),
-            owner: nix::unistd::getuid().as_raw(),
-            annotations: annotations
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect(),
-            cgroup,
-            gated,
-            set_up: gated,
-            no_new_keyring: self.options.no_new_keyring,
-            has_hooks: spec.hooks().is_some(),
-            owns_pids,
-        }
     }
 
     fn save(&self) -> Result<()> {
@@ -276,6 +267,7 @@ impl<'a> Unfinished<'a> {
 
     /// Step 6: what only the parent may do to the child, which waits for it.
     fn release(&mut self, linux: &Linux, namespaces: &Namespaces, driver: Driver) -> Result<()> {
+        self.give_of_the_machine(linux, namespaces)?;
         let Some(Spawned { child, channel }) = &self.spawned else {
             bail!("no child")
         };
@@ -305,18 +297,45 @@ impl<'a> Unfinished<'a> {
         if driver == Driver::Systemd {
             let cgroup = &self.record.as_ref().context("the record")?.cgroup;
             let resources = linux.resources().clone().unwrap_or_default();
-            cgroup.attach(
-                child.pid,
-                &resources,
-                self.options.bundle.spec.annotations().as_ref(),
-            )?;
+            let devices = resources.devices().clone().unwrap_or_default();
+            let scope = Scope {
+                resources,
+                annotations: self.options.bundle.spec.annotations().as_ref(),
+                devices: Some(&devices),
+            };
+            cgroup.attach(child.pid, &scope)?;
             set_limits(cgroup, linux)?;
+        }
+        if let (Some(owner), Some(record)) = (delegated_to(&self.options.bundle.spec), &self.record) {
+            record.cgroup.delegate(owner).context("delegate the cgroup")?;
         }
         if waits_for_parent(&self.options.bundle.spec, namespaces, driver) {
             channel.go()
         } else {
             Ok(())
         }
+    }
+
+    /// A share of the caches, and network devices.
+    fn give_of_the_machine(&mut self, linux: &Linux, namespaces: &Namespaces) -> Result<()> {
+        if let Some(config) = linux.intel_rdt() {
+            let pid = self.child()?.pid;
+            let group = self.record.as_mut().and_then(|record| record.intel_rdt.as_mut());
+            group.context("the resctrl group")?.make(config, pid)?;
+            self.save()?;
+        }
+        let devices = linux.net_devices().as_ref().filter(|devices| !devices.is_empty());
+        if let Some(devices) = devices {
+            let namespace = match namespaces.joined(CLONE_NEWNET) {
+                Some(joined) => joined.try_clone_to_owned().context("dup")?,
+                None => {
+                    let path = format!("/proc/{}/ns/net", self.child()?.pid);
+                    File::open(&path).with_context(|| format!("open {path}"))?.into()
+                }
+            };
+            self.devices = Some(netdev::move_into(namespace, devices)?);
+        }
+        Ok(())
     }
 
     fn child(&self) -> Result<&Child> {
@@ -416,6 +435,7 @@ impl<'a> Unfinished<'a> {
         let place = hooks::Place::Runtime {
             bundle: &self.options.bundle.dir,
             init: Some(child.pidfd.as_fd()),
+            output: &self.hook_output,
         };
         hooks::run("prestart", prestart.as_ref(), &state, &place)?;
         hooks::run("createRuntime", hooks.create_runtime().as_ref(), &state, &place)
@@ -433,6 +453,9 @@ impl<'a> Unfinished<'a> {
 
     /// Removes all there is, and passes the error on. A failure here is only told: the first error is what counts.
     pub(super) fn undo(&mut self, error: anyhow::Error) -> anyhow::Error {
+        if let Some(devices) = self.devices.take() {
+            devices.undo();
+        }
         let spawned = self.spawned.take();
         if let Some(Spawned { child, .. }) = &spawned {
             let _ = sys::process::pidfd_send_signal(&child.pidfd, libc::SIGKILL);
@@ -446,9 +469,13 @@ impl<'a> Unfinished<'a> {
             }
         }
         let mut record = self.record.take();
-        if let Some(Record { cgroup, .. }) = &mut record {
+        if let Some(Record {
+            cgroup, intel_rdt, ..
+        }) = &mut record
+        {
+            let group = intel_rdt.as_ref().map_or(Ok(()), Group::remove);
             let removed = cgroup.remove(Instant::now() + CGROUP_DEADLINE);
-            if let Err(error) = removed {
+            for error in [group, removed].into_iter().filter_map(Result::err) {
                 log::warn(format_args!("clean up: {error:#}"));
             }
             cgroup.undo();
@@ -469,8 +496,40 @@ impl<'a> Unfinished<'a> {
     }
 }
 
+/// What is known before anything is made in the kernel: a runtime killed from here on leaves what delete finds.
+pub(crate) fn first_record(
+    options: &CreateOptions<'_>,
+    cgroup: Cgroup,
+    gated: bool,
+    owns_pids: bool,
+) -> Record {
+    let Bundle {
+        dir, rootfs, spec, ..
+    } = &options.bundle;
+    let annotations = spec.annotations().iter().flatten();
+    Record {
+        oci_version: spec.version().clone(),
+        bundle: dir.clone(),
+        rootfs: rootfs.clone(),
+        pid: 0,
+        start_time: 0,
+        created: log::timestamp(std::time::SystemTime::now()),
+        owner: nix::unistd::getuid().as_raw(),
+        annotations: annotations
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
+        cgroup,
+        gated,
+        set_up: gated,
+        no_new_keyring: options.no_new_keyring,
+        has_hooks: spec.hooks().is_some(),
+        owns_pids,
+        intel_rdt: None,
+    }
+}
+
 /// The limits and device rules of `linux.resources`.
-fn set_limits(cgroup: &Cgroup, linux: &Linux) -> Result<()> {
+pub(crate) fn set_limits(cgroup: &Cgroup, linux: &Linux) -> Result<()> {
     let resources = linux.resources().as_ref();
     if let Some(resources) = resources {
         cgroup.apply(resources)?;

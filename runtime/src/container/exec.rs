@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{Linux, Process, Spec};
 use serde::{Deserialize, Serialize};
 
+use crate::annotations::Annotations;
 use crate::bundle;
 use crate::cgroup::{ExecCgroup, JoinTarget};
 use crate::container::cgroup_view::writes_cgroup;
@@ -173,6 +174,9 @@ impl Container<'_> {
                 // From inside the namespace no hard limit can be raised; children inherit ours.
                 identity::set_rlimits(Pid::from_raw(0), process)?;
             }
+            if let Some(group) = &self.record.intel_rdt {
+                group.join()?;
+            }
             apply_to_ourselves(process)
         };
         let mut join = Some(Join {
@@ -248,8 +252,15 @@ impl Container<'_> {
             .then(|| CString::new(format!("_ses.{}", self.directory.id())).context("the name of the keyring"))
             .transpose()?;
         let for_socket = options.console_socket.is_some() || options.reporter.is_some();
+        let mut identity = Identity::new(process, linux)?;
+        if Annotations::read(self.record.annotations.iter())?
+            .0
+            .keep_original_groups
+        {
+            identity.keep_original_groups();
+        }
         Ok(Payload {
-            identity: Identity::new(process, linux)?,
+            identity,
             program: Program::new(process)?,
             filter: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
             keyring,

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use oci_spec::runtime::{Linux, Process, Spec};
 
+use crate::annotations::Annotations;
 use crate::bundle::Bundle;
 use crate::cgroup::Driver;
 use crate::container::id::ContainerId;
@@ -70,7 +71,7 @@ pub(super) fn terminal_of(process: Option<&Process>, for_socket: bool) -> Option
 /// # Errors
 ///
 /// In runc's words.
-pub(super) fn check_terminal(terminal: bool, console_socket: bool, detach: bool) -> Result<()> {
+pub(crate) fn check_terminal(terminal: bool, console_socket: bool, detach: bool) -> Result<()> {
     if terminal && detach && !console_socket {
         bail!("cannot allocate tty if rtc will detach without setting console socket; give --console-socket");
     }
@@ -80,18 +81,25 @@ pub(super) fn check_terminal(terminal: bool, console_socket: bool, detach: bool)
     Ok(())
 }
 
-/// Whether init has to wait before it does anything: for its ids, for its cgroup, or, where it will run hooks, which may
-/// take any time, for being recorded.
+/// Whether init has to wait before it does anything: for its ids, for its cgroup, for what it gets of the machine, or,
+/// where it will run hooks, which may take any time, for being recorded.
 pub(super) fn waits_for_parent(spec: &Spec, namespaces: &Namespaces, driver: Driver) -> bool {
     let hooks = spec
         .hooks()
         .as_ref()
         .and_then(|hooks| hooks.create_container().as_ref());
-    namespaces.has(CLONE_NEWUSER) || driver == Driver::Systemd || hooks.is_some_and(|hooks| !hooks.is_empty())
+    let given = spec.linux().as_ref().is_some_and(|linux| {
+        let devices = linux.net_devices().as_ref();
+        linux.intel_rdt().is_some() || devices.is_some_and(|devices| !devices.is_empty())
+    });
+    namespaces.has(CLONE_NEWUSER)
+        || driver == Driver::Systemd
+        || given
+        || hooks.is_some_and(|hooks| !hooks.is_empty())
 }
 
 /// Where its root is, and with a mount namespace all that is mounted there.
-pub(super) fn plan_root<'a>(
+pub(crate) fn plan_root<'a>(
     bundle: &'a Bundle,
     namespaces: &Namespaces,
     context: &rootfs::Context,
@@ -114,9 +122,19 @@ pub(super) fn plan_root<'a>(
 /// What the child becomes, prepared.
 pub(super) fn payload(process: &Process, linux: &Linux, options: &CreateOptions<'_>) -> Result<Payload> {
     let filter = linux.seccomp().as_ref().map(seccomp::compile).transpose()?;
+    let annotations = match options.bundle.spec.annotations() {
+        Some(all) => Annotations::read(all.iter())?.0,
+        None => Annotations::default(),
+    };
     if let Some(filter) = &filter
         && !filter.unknown.is_empty()
     {
+        if annotations.seccomp_fail_unknown {
+            bail!(
+                "linux.seccomp.syscalls: unknown system calls: {} (annotation run.oci.seccomp_fail_unknown_syscall)",
+                filter.unknown.join(", ")
+            );
+        }
         log::debug(|| {
             format!(
                 "seccomp: unknown system calls are ignored: {}",
@@ -133,8 +151,12 @@ pub(super) fn payload(process: &Process, linux: &Linux, options: &CreateOptions<
         // Init is process 1 of its namespace; where it has none, it would take the sockets for another's.
         program.set_variable("LISTEN_PID", "1")?;
     }
+    let mut identity = Identity::new(process, linux)?;
+    if annotations.keep_original_groups {
+        identity.keep_original_groups();
+    }
     Ok(Payload {
-        identity: Identity::new(process, linux)?,
+        identity,
         program,
         filter,
         keyring,

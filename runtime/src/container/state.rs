@@ -30,6 +30,7 @@ use crate::container::id::ContainerId;
 use crate::container::notify;
 use crate::hooks;
 use crate::process::gate::{self, Waiting};
+use crate::resctrl::Group;
 use crate::sys::{Named, file};
 
 const RECORD: &str = "state.json";
@@ -70,6 +71,9 @@ pub struct Record {
     pub has_hooks: bool,
     /// Whether init is pid 1 of a namespace of its own, so that all its processes end with it.
     pub owns_pids: bool,
+    /// Its resctrl group, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intel_rdt: Option<Group>,
 }
 
 impl Record {
@@ -137,6 +141,10 @@ pub enum Operation {
     Resume,
     /// `update`.
     Update,
+    /// `checkpoint`.
+    Checkpoint,
+    /// `mounts`.
+    Mounts,
 }
 
 impl Status {
@@ -157,11 +165,12 @@ impl Status {
             | (O::ExecPaused, S::Created | S::Running | S::Paused)
             | (O::Pause, S::Created | S::Running)
             | (O::Resume, S::Paused)
-            | (O::Update, S::Created | S::Running | S::Paused) => return Ok(()),
+            | (O::Update | O::Mounts, S::Created | S::Running | S::Paused)
+            | (O::Checkpoint, S::Running | S::Paused) => return Ok(()),
             (O::Start, S::Running) => anyhow!("cannot start an already running container"),
             (O::Start, S::Stopped) => anyhow!("cannot start a container that has stopped"),
             (O::Start, _) => anyhow!("cannot start a container that is {self}"),
-            (O::Kill | O::Pause | O::Update, S::Stopped) => anyhow!("container not running"),
+            (O::Kill | O::Pause | O::Update | O::Mounts, S::Stopped) => anyhow!("container not running"),
             (O::Delete, _) => anyhow!("cannot delete container {id} that is not stopped: {self}"),
             (O::Exec, S::Paused) => {
                 anyhow!("cannot exec in a paused container (use --ignore-paused to override)")
@@ -170,7 +179,9 @@ impl Status {
             (O::Exec | O::ExecPaused, _) => anyhow!("cannot exec in a container that is {self}"),
             (O::Pause, _) => anyhow!("container not running or created: {self}"),
             (O::Resume, _) => anyhow!("container not paused: {self}"),
+            (O::Mounts, _) => anyhow!("cannot mount in a container that is {self}"),
             (O::Update, _) => anyhow!("cannot update a container that is {self}"),
+            (O::Checkpoint, _) => anyhow!("container cannot be checkpointed in {self} state"),
         };
         Err(refused)
     }
@@ -520,7 +531,12 @@ impl Locked {
             if name == c"." || name == c".." {
                 continue;
             }
-            unlinkat(&self, name, UnlinkatFlags::NoRemoveDir).call(|| format!("unlinkat({name:?})"))?;
+            match unlinkat(&self, name, UnlinkatFlags::NoRemoveDir) {
+                // A mount point of a restore that was killed.
+                Err(Errno::EISDIR) => unlinkat(&self, name, UnlinkatFlags::RemoveDir),
+                removed => removed,
+            }
+            .call(|| format!("unlinkat({name:?})"))?;
         }
         match fs::remove_dir(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -548,28 +564,29 @@ mod tests {
                 O::Pause,
                 O::Resume,
                 O::Update,
+                O::Checkpoint,
             ]
             .map(|operation| status.allows(operation, &id).is_ok())
         };
         assert_eq!(
             allowed(Status::Created),
-            [true, true, true, true, true, false, true]
+            [true, true, true, true, true, false, true, false]
         );
         assert_eq!(
             allowed(Status::Running),
-            [false, true, false, true, true, false, true]
+            [false, true, false, true, true, false, true, true]
         );
         assert_eq!(
             allowed(Status::Paused),
-            [false, true, false, false, false, true, true]
+            [false, true, false, false, false, true, true, true]
         );
         assert_eq!(
             allowed(Status::Stopped),
-            [false, false, true, false, false, false, false]
+            [false, false, true, false, false, false, false, false]
         );
         assert_eq!(
             allowed(Status::Creating),
-            [false, true, false, false, false, false, false]
+            [false, true, false, false, false, false, false, false]
         );
     }
 

@@ -97,6 +97,7 @@ pub(crate) fn plan_unified(
         attributes: Attributes::after(options.recursive_change, options.propagation),
         inherit_mode: false,
         copy_up: false,
+        root_label: None,
         read_only_later: false,
     }))
 }

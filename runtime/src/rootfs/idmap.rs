@@ -12,6 +12,8 @@
 //! mount_setattr(tree, IDMAP, namespace)
 //! ```
 
+mod option;
+
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -25,6 +27,8 @@ use crate::sys::clone::{CLONE_NEWUSER, Child, Cloned, clone3};
 use crate::sys::mount::{self as sys, AT_RECURSIVE, MountAttr, attr};
 use crate::sys::process::{pidfd_send_signal, set_parent_death_signal};
 use crate::sys::{Error, Named};
+
+pub(crate) use option::Custom;
 
 /// The user namespace of the container.
 #[derive(Debug, Clone)]
@@ -57,10 +61,23 @@ impl<'a> IdMapper<'a> {
         }
     }
 
-    /// Maps the owners of a detached mount: as the mount says, otherwise as the container does.
-    pub(crate) fn apply(&mut self, tree: &OwnedFd, mount: &Mount, recursive: bool) -> Result<()> {
+    /// Maps the owners of a detached mount: as the option says, or the mount, otherwise as the container does.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "in the parent: a namespace of the host's"
+    )]
+    pub(crate) fn apply(
+        &mut self,
+        tree: &OwnedFd,
+        mount: &Mount,
+        custom: Option<&Custom>,
+        recursive: bool,
+    ) -> Result<()> {
         let joined;
+        let custom = custom.map(|custom| custom.resolve(&self.container)).transpose();
+        let custom = custom.context("options: idmap")?;
         let namespace = match (mount.uid_mappings(), mount.gid_mappings(), &self.container) {
+            _ if let Some([uids, gids]) = &custom => namespace_with(&mut self.made, uids, gids)?,
             (Some(uids), Some(gids), _) => namespace_with(&mut self.made, uids, gids)?,
             (None, None, Container::New { uids, gids }) => namespace_with(&mut self.made, uids, gids)?,
             (None, None, Container::Joined(path)) => {
@@ -146,6 +163,7 @@ pub fn make_namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "in the parent: the host's /proc")]
 fn map_and_open(child: &Child, uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
     let process = format!("/proc/{}", child.pid);
     for (file, map) in [("gid_map", gid_map), ("uid_map", uid_map)] {

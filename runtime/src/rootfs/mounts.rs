@@ -27,6 +27,8 @@ use super::options::{self, Change, Options, Superblock};
 use super::path::{InsidePath, Links, Make, Root, c_string, open_error};
 use super::tree::{Attributes, Filesystem, Source, at, change_attached, is_directory, parameter};
 use crate::sys::mount as sys;
+use crate::sys::open::openat2;
+use crate::sys::xattr;
 use crate::sys::{Error, Named};
 
 /// Filesystems whose superblocks are made by the kernel, often shared, and never written for their own sake.
@@ -72,6 +74,8 @@ pub(crate) struct NewFilesystem {
     pub(crate) inherit_mode: bool,
     /// `tmpcopyup`.
     pub(crate) copy_up: bool,
+    /// The SELinux context of its top directory, where a mount option can't set it.
+    pub(crate) root_label: Option<CString>,
     /// Read-only, but only when nothing has to be made in it any more.
     pub(crate) read_only_later: bool,
 }
@@ -112,8 +116,8 @@ pub(crate) struct SharedNamespaces {
 pub(crate) struct Planner<'a> {
     /// Relative sources are relative to the bundle.
     pub(crate) bundle: &'a Path,
-    /// `linux.mountLabel`, the SELinux context of new filesystems.
-    pub(crate) label: Option<&'a str>,
+    /// `linux.mountLabel`, the SELinux context of new filesystems, behind the mount option that takes it.
+    pub(crate) label: Option<(&'static str, &'a str)>,
     /// The container has a user namespace that is not ours.
     pub(crate) user_namespace: bool,
     /// Namespaces that the container did not make.
@@ -172,7 +176,8 @@ impl Planner<'_> {
         let mut source = Source::new(path, options.recursive, options.source_nofollow);
         if mapped {
             let recursive = options.idmap == Some(true);
-            source.open_mapped(|tree| self.mapper.apply(tree, mount, recursive))?;
+            let custom = options.mapping.as_ref();
+            source.open_mapped(|tree| self.mapper.apply(tree, mount, custom, recursive))?;
         } else if self.user_namespace {
             source = source.opened();
         }
@@ -188,10 +193,14 @@ impl Planner<'_> {
         for word in &options.data {
             parameters.push(parameter(word)?);
         }
-        if let Some(label) = self.label
-            && !matches!(fs_type, "proc" | "sysfs" | "cgroup" | "cgroup2")
-        {
-            parameters.push((c"context".into(), Some(c_string(label)?)));
+        let mut root_label = None;
+        match self.label {
+            // An IPC namespace has one, which the kernel has mounted before without it.
+            Some((_, label)) if fs_type == "mqueue" => root_label = Some(c_string(label)?),
+            Some((option, label)) if !matches!(fs_type, "proc" | "sysfs" | "cgroup" | "cgroup2") => {
+                parameters.push((c_string(option)?, Some(c_string(label)?)));
+            }
+            _ => {}
         }
         parameters.extend(
             options
@@ -229,6 +238,7 @@ impl Planner<'_> {
             attributes: Attributes::after(options.recursive_change, options.propagation),
             inherit_mode: fs_type == "tmpfs" && !has_mode,
             copy_up: options.copy_up,
+            root_label,
             read_only_later,
         }))
     }
@@ -293,7 +303,11 @@ impl NewFilesystem {
         } else {
             None
         };
-        let plain = mode.is_none() && self.attributes.is_empty() && !self.copy_up && !self.read_only_later;
+        let plain = mode.is_none()
+            && self.attributes.is_empty()
+            && !self.copy_up
+            && self.root_label.is_none()
+            && !self.read_only_later;
         if plain && self.filesystem.mount_on(&covered) {
             return Ok(None);
         }
@@ -301,6 +315,13 @@ impl NewFilesystem {
             .filesystem
             .create(mode.as_deref().map(|mode| (c"mode", mode)))?;
         let pending = self.attributes.apply(&tree)?;
+        if let Some(label) = &self.root_label {
+            let top = openat2(&tree, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)
+                .call(|| "openat2(\".\")".into())?;
+            xattr::set(&top, c"security.selinux", label.as_bytes_with_nul())
+                .call(|| format!("fsetxattr(\"security.selinux\", {label:?})"))
+                .context("linux.mountLabel: is SELinux enabled?")?;
+        }
         sys::move_mount(&tree, &covered).call(|| destination.describe(&self.filesystem.fs_type))?;
         if self.copy_up {
             super::copy_up::copy(&covered, &tree).context("copy what the tmpfs covers")?;

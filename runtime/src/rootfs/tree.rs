@@ -61,6 +61,15 @@ impl Source {
         Ok(())
     }
 
+    /// Opens it in the parent for good: the child is in another mount namespace.
+    pub(crate) fn open_for_good(&mut self) -> Result<()> {
+        if self.opened.is_none() {
+            return self.open_mapped(|_| Ok(()));
+        }
+        self.always_opened = true;
+        Ok(())
+    }
+
     fn open(&self) -> nix::Result<OwnedFd> {
         let recursive = if self.recursive { AT_RECURSIVE } else { 0 };
         let nofollow = if self.nofollow {
@@ -328,7 +337,15 @@ impl Filesystem {
             }
             sys::fsconfig(&context, key, value).map_err(|errno| {
                 let value = value.map_or(String::new(), |value| format!(", {value:?}"));
-                failed(errno, format!("fsconfig({name:?}, {key:?}{value}){}", message()))
+                let label = if key.to_bytes().ends_with(b"context") {
+                    " (linux.mountLabel: is SELinux enabled?)"
+                } else {
+                    ""
+                };
+                failed(
+                    errno,
+                    format!("fsconfig({name:?}, {key:?}{value}){label}{}", message()),
+                )
             })?;
         }
         sys::fsconfig_create(&context)

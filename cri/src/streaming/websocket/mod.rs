@@ -26,7 +26,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSoc
 
 use self::channel::{Codec, Incoming, Violation};
 use super::port_forward::Forward;
-use super::remote::{End, Remote, Wanted};
+use super::remote::{End, Remote, Streams, Wanted};
 use super::status::Form;
 use super::stream;
 use super::stream::{Feed, Input, Outbox, Queue, input, queue};
@@ -122,10 +122,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         let mut channels = Channels::new(protocol, CHANNELS);
         let output = |wanted: bool, channel: u8| wanted.then(|| queue.output(channel.into()));
         let remote = Remote {
-            stdin: wanted.stdin.then(|| channels.input(STDIN)),
-            stdout: output(wanted.stdout, STDOUT),
-            stderr: output(wanted.stderr, STDERR),
-            resize: wanted.terminal.then(|| channels.input(RESIZE)),
+            streams: Streams {
+                stdin: wanted.stdin.then(|| channels.input(STDIN)),
+                stdout: output(wanted.stdout, STDOUT),
+                stderr: output(wanted.stderr, STDERR),
+                resize: wanted.terminal.then(|| channels.input(RESIZE)),
+            },
             end: End {
                 error: queue.output(ERROR.into()),
                 form: protocol.form,

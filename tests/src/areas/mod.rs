@@ -20,6 +20,7 @@ mod attributes;
 mod bad_input;
 mod caller_containerd;
 mod caller_docker;
+mod caller_machine;
 mod caller_podman;
 mod cgroups;
 mod checkpoint;

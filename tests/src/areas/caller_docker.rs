@@ -120,17 +120,6 @@ test!(
 );
 
 test!(
-    fn docker_confines_by_apparmor(t: &Test) -> Result {
-        if !std::path::Path::new("/sys/kernel/security/apparmor/profiles").exists() {
-            t.skip("no AppArmor")?;
-        }
-        with_docker(t, |docker| {
-            isolation::apparmor(&docker.engine, "docker-default (enforce)")
-        })
-    }
-);
-
-test!(
     fn docker_builds_an_image(t: &Test) -> Result {
         with_docker(t, |docker| everyday::builds(&docker.engine, &[]))
     }
@@ -169,25 +158,6 @@ test!(
                 .call(&["wait", &name])?
                 .prints("0")
                 .context("after the crash")?;
-            engine.remove(&name)
-        })
-    }
-);
-
-test!(
-    fn docker_lets_systemd_make_cgroups(t: &Test) -> Result {
-        if !std::path::Path::new("/run/systemd/system").is_dir() {
-            t.skip("systemd does not run")?;
-        }
-        let slice = format!("rtctest{}.slice", t.unique);
-        let settings = json!({"exec-opts": ["native.cgroupdriver=systemd"], "cgroup-parent": slice});
-        with_configured(t, &settings, |docker| {
-            let engine = &docker.engine;
-            limits::limits(engine)?;
-            let name = engine.sleeper(&[])?;
-            let cgroup = engine.cgroup(&name)?.path;
-            let id = engine.inspect(&name, "{{.Id}}")?;
-            ensure!(cgroup == format!("/{slice}/docker-{id}.scope"), "{cgroup}");
             engine.remove(&name)
         })
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::ensure;
 
-use crate::callers::podman::{Manager, TEMPORARY, with_manager, with_podman};
+use crate::callers::podman::{TEMPORARY, with_podman};
 use crate::callers::{everyday, isolation, limits};
 use crate::host::process;
 use crate::registry::Result;
@@ -132,17 +132,6 @@ test!(
 test!(
     fn podman_shares_namespaces_and_adds_an_init(t: &Test) -> Result {
         with_podman(t, |podman| isolation::shared_namespaces(&podman.engine))
-    }
-);
-
-test!(
-    fn podman_confines_by_apparmor(t: &Test) -> Result {
-        if !Path::new("/sys/kernel/security/apparmor/profiles").exists() {
-            t.skip("no AppArmor")?;
-        }
-        with_podman(t, |podman| {
-            isolation::apparmor(&podman.engine, "containers-default-")
-        })
     }
 );
 
@@ -276,23 +265,6 @@ test!(
                 .ok()?;
             engine.call(&["pod", "ps", "--quiet"])?.prints("")?;
             Ok(())
-        })
-    }
-);
-
-test!(
-    fn podman_lets_systemd_make_cgroups(t: &Test) -> Result {
-        if !Path::new("/run/systemd/system").is_dir() {
-            t.skip("systemd does not run")?;
-        }
-        with_manager(t, Manager::Systemd, |podman| {
-            let engine = &podman.engine;
-            limits::limits(engine)?;
-            let name = engine.sleeper(&[])?;
-            let cgroup = engine.cgroup(&name)?.path;
-            let id = engine.inspect(&name, "{{.Id}}")?;
-            ensure!(cgroup.contains(&format!("libpod-{id}.scope")), "{cgroup}");
-            engine.remove(&name)
         })
     }
 );

@@ -522,6 +522,9 @@ impl Restoration<'_> {
             reporter.born(&init).context("report the container's process")?;
         }
         self.init = Some(init);
+        let clocks = |process: &str| fs::read_link(format!("/proc/{process}/ns/time")).ok();
+        let record = self.record.as_mut().context("the record")?;
+        record.time_namespace = clocks(&pid.to_string()) != clocks("self");
         self.note_process(pid)
     }
 

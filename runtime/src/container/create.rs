@@ -541,6 +541,7 @@ pub(crate) fn first_record(
         no_new_keyring: options.no_new_keyring,
         has_hooks: spec.hooks().is_some(),
         owns_pids,
+        time_namespace: false,
         intel_rdt: None,
     }
 }

@@ -3,7 +3,7 @@
 //! Arrows point downwards only:
 //!
 //! ```text
-//! commands (binary) -> container -> { bundle, process, cgroup, hooks } -> { rootfs, namespace, seccomp } -> sys
+//! commands (binary) -> checkpoint -> container -> { bundle, process, cgroup, hooks } -> { rootfs, namespace, seccomp } -> sys
 //! ```
 //!
 //! The library is synchronous and never starts a thread.
@@ -11,6 +11,7 @@
 pub mod annotations;
 pub mod bundle;
 pub mod cgroup;
+pub mod checkpoint;
 pub mod container;
 pub mod features;
 pub mod hooks;

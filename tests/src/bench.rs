@@ -3,6 +3,7 @@
 //! Each server has a cgroup of its own, with its shims and its pods below: CPU time is that of all of them, CNI plugins
 //! too (the pod in the host's network has none). Wall times are medians. Nothing here asserts.
 
+pub(crate) mod drivers;
 mod streams;
 
 use std::fs;

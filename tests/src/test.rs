@@ -218,23 +218,27 @@ impl Test {
 
     /// The cgroup that a `linux.cgroupsPath` below [`Test::cgroup`] comes to: with the systemd driver a scope.
     pub(crate) fn cgroup_at(&self, path: &str) -> Cgroup {
-        let scope = self.scope(path).map(|_| ".scope").unwrap_or_default();
         Cgroup {
-            path: format!("{}{scope}", path.trim_end_matches(".scope")),
+            path: match self.scope(path) {
+                Some(name) => format!("{}/t-{name}.scope", self.cgroup.path),
+                None => path.to_owned(),
+            },
         }
     }
 
-    /// The name of the scope at a path below the test's slice, without its ending.
+    /// The container's part of the name of the scope at a path below the test's slice.
     fn scope<'p>(&self, path: &'p str) -> Option<&'p str> {
         let name = path.strip_prefix(&self.cgroup.path)?.strip_prefix('/')?;
-        let name = name.trim_end_matches(".scope");
-        (self.uses_systemd() && !name.contains('/')).then_some(name)
+        let scope = name
+            .strip_prefix("t-")
+            .and_then(|name| name.strip_suffix(".scope"));
+        (self.uses_systemd() && !name.contains('/')).then_some(scope.unwrap_or(name))
     }
 
-    /// `linux.cgroupsPath` for the driver: with systemd `SLICE::NAME` for what is below the test's slice.
+    /// `linux.cgroupsPath` for the driver: with systemd `SLICE:t:NAME` for what is below the test's slice.
     pub(crate) fn cgroups_path(&self, path: &str) -> String {
         match self.scope(path) {
-            Some(name) => format!("rtctest-{}{SLICE}::{name}", self.unique),
+            Some(name) => format!("rtctest-{}{SLICE}:t:{name}", self.unique),
             None => path.to_owned(),
         }
     }

@@ -19,6 +19,7 @@
 
 mod apply;
 mod create;
+mod delegate;
 mod devices;
 mod dir;
 mod exec;

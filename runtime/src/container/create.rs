@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
 use crate::cgroup::{Cgroup, Driver, JoinTarget, Layout, Scope};
-use crate::container::cgroup_view::cgroup_view;
+use crate::container::cgroup_view::{cgroup_view, delegated_to};
 use crate::container::delete::run_poststop_hooks;
 use crate::container::handover::{send_listener, send_master, send_pidfd, write_pid_file};
 use crate::container::notify::{self, Notify};
@@ -44,10 +44,10 @@ use crate::procfs::Procfs;
 use crate::resctrl::Group;
 use crate::sys::clone::{CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUSER, Child};
 use crate::sys::process::has_ended;
-use crate::{hooks, log, netdev, rootfs, sys};
+use crate::{hooks, log, netdev, rootfs, rootless, sys};
 
 /// How long a cgroup is given to become empty after its processes were killed.
-pub(super) const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What became of `create`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -173,7 +173,7 @@ impl<'a> Unfinished<'a> {
         let payload = payload(process, linux, &namespaces, options)?;
         let (layout, cgroup) = self.place_cgroup(linux)?;
         let driver = cgroup.driver();
-        let mut record = self.first_record(cgroup, gated, namespaces.makes(CLONE_NEWPID));
+        let mut record = first_record(options, cgroup, gated, namespaces.makes(CLONE_NEWPID));
         record.intel_rdt = linux
             .intel_rdt()
             .as_ref()
@@ -260,33 +260,6 @@ impl<'a> Unfinished<'a> {
         Ok((layout, cgroup))
     }
 
-    /// What is known before anything is made in the kernel: a runtime killed from here on leaves what delete finds.
-    fn first_record(&self, cgroup: Cgroup, gated: bool, owns_pids: bool) -> Record {
-        let Bundle {
-            dir, rootfs, spec, ..
-        } = &self.options.bundle;
-        let annotations = spec.annotations().iter().flatten();
-        Record {
-            oci_version: spec.version().clone(),
-            bundle: dir.clone(),
-            rootfs: rootfs.clone(),
-            pid: 0,
-            start_time: 0,
-            created: log::timestamp(std::time::SystemTime::now()),
-            owner: nix::unistd::getuid().as_raw(),
-            annotations: annotations
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect(),
-            cgroup,
-            gated,
-            set_up: gated,
-            no_new_keyring: self.options.no_new_keyring,
-            has_hooks: spec.hooks().is_some(),
-            owns_pids,
-            intel_rdt: None,
-        }
-    }
-
     fn save(&self) -> Result<()> {
         self.directory()?
             .save(self.record.as_ref().context("the record")?)
@@ -349,6 +322,16 @@ impl<'a> Unfinished<'a> {
             };
             cgroup.attach(child.pid, &scope)?;
             set_limits(cgroup, linux)?;
+        }
+        if let (Some(owner), Some(record)) = (delegated_to(&self.options.bundle.spec), &self.record) {
+            let given = record.cgroup.delegate(owner).context("delegate the cgroup");
+            match given {
+                // Of an ordinary user: to an id that newuidmap gave it.
+                Err(error) if rootless::was_refused(&error) && self.options.rootless.excuses() => {
+                    log::warn(format_args!("{error:#}"));
+                }
+                given => given?,
+            }
         }
         if waits_for_parent(&self.options.bundle.spec, namespaces, driver) {
             channel.go()
@@ -537,8 +520,40 @@ impl<'a> Unfinished<'a> {
     }
 }
 
+/// What is known before anything is made in the kernel: a runtime killed from here on leaves what delete finds.
+pub(crate) fn first_record(
+    options: &CreateOptions<'_>,
+    cgroup: Cgroup,
+    gated: bool,
+    owns_pids: bool,
+) -> Record {
+    let Bundle {
+        dir, rootfs, spec, ..
+    } = &options.bundle;
+    let annotations = spec.annotations().iter().flatten();
+    Record {
+        oci_version: spec.version().clone(),
+        bundle: dir.clone(),
+        rootfs: rootfs.clone(),
+        pid: 0,
+        start_time: 0,
+        created: log::timestamp(std::time::SystemTime::now()),
+        owner: nix::unistd::getuid().as_raw(),
+        annotations: annotations
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
+        cgroup,
+        gated,
+        set_up: gated,
+        no_new_keyring: options.no_new_keyring,
+        has_hooks: spec.hooks().is_some(),
+        owns_pids,
+        intel_rdt: None,
+    }
+}
+
 /// The limits and device rules of `linux.resources`.
-fn set_limits(cgroup: &Cgroup, linux: &Linux) -> Result<()> {
+pub(crate) fn set_limits(cgroup: &Cgroup, linux: &Linux) -> Result<()> {
     let resources = linux.resources().as_ref();
     if let Some(resources) = resources {
         cgroup.apply(resources)?;

@@ -52,7 +52,7 @@ fn lock(root: &StateRoot, id: &ContainerId, force: bool) -> Result<Locked> {
 }
 
 /// Ends what runs, then removes the cgroup and the state, and runs the poststop hooks.
-pub(super) fn remove_killed(directory: Locked, record: &Record) -> Result<()> {
+pub(crate) fn remove_killed(directory: Locked, record: &Record) -> Result<()> {
     if record.pid == 0 {
         // Its create died before there was an init, or before it could say so; then that ends by itself. The cgroup may
         // be another container's, which the create was about to find out: nothing in it is ours to kill.
@@ -103,7 +103,7 @@ fn poststop_hooks(directory: &Locked, record: &Record) -> Vec<Hook> {
 }
 
 /// All of them run, whatever the others do: the container is gone already.
-pub(super) fn run_poststop_hooks(hooks: &[Hook], id: &ContainerId, record: &Record) {
+pub(crate) fn run_poststop_hooks(hooks: &[Hook], id: &ContainerId, record: &Record) {
     if hooks.is_empty() {
         return;
     }

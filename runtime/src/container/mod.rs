@@ -19,7 +19,7 @@ pub mod kill;
 pub mod mounts;
 pub mod notify;
 pub mod pause;
-mod plan;
+pub(crate) mod plan;
 pub mod query;
 pub mod run;
 pub mod start;

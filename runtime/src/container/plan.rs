@@ -74,7 +74,7 @@ pub(super) fn terminal_of(process: Option<&Process>, for_socket: bool) -> Option
 /// # Errors
 ///
 /// In runc's words.
-pub(super) fn check_terminal(terminal: bool, console_socket: bool, detach: bool) -> Result<()> {
+pub(crate) fn check_terminal(terminal: bool, console_socket: bool, detach: bool) -> Result<()> {
     if terminal && detach && !console_socket {
         bail!("cannot allocate tty if rtc will detach without setting console socket; give --console-socket");
     }
@@ -102,7 +102,7 @@ pub(super) fn waits_for_parent(spec: &Spec, namespaces: &Namespaces, driver: Dri
 }
 
 /// Where its root is, and with a mount namespace all that is mounted there.
-pub(super) fn plan_root<'a>(
+pub(crate) fn plan_root<'a>(
     bundle: &'a Bundle,
     namespaces: &Namespaces,
     context: &rootfs::Context,

@@ -140,7 +140,7 @@ pub(super) fn run_poststart_hooks(root: &StateRoot, directory: Locked, record: &
 }
 
 /// Ends and deletes the container, unless somebody has deleted it meanwhile: another one may have its id.
-pub(super) fn remove_if_same(root: &StateRoot, id: &ContainerId, record: &Record) -> Result<()> {
+pub(crate) fn remove_if_same(root: &StateRoot, id: &ContainerId, record: &Record) -> Result<()> {
     match root.lock(id) {
         Err(error) if error.is::<NotFound>() => Ok(()),
         Err(error) => Err(error),

@@ -142,6 +142,8 @@ pub enum Operation {
     Resume,
     /// `update`.
     Update,
+    /// `checkpoint`.
+    Checkpoint,
     /// `mounts`.
     Mounts,
 }
@@ -164,7 +166,8 @@ impl Status {
             | (O::ExecPaused, S::Created | S::Running | S::Paused)
             | (O::Pause, S::Created | S::Running)
             | (O::Resume, S::Paused)
-            | (O::Update | O::Mounts, S::Created | S::Running | S::Paused) => return Ok(()),
+            | (O::Update | O::Mounts, S::Created | S::Running | S::Paused)
+            | (O::Checkpoint, S::Running | S::Paused) => return Ok(()),
             (O::Start, S::Running) => anyhow!("cannot start an already running container"),
             (O::Start, S::Stopped) => anyhow!("cannot start a container that has stopped"),
             (O::Start, _) => anyhow!("cannot start a container that is {self}"),
@@ -179,6 +182,7 @@ impl Status {
             (O::Resume, _) => anyhow!("container not paused: {self}"),
             (O::Mounts, _) => anyhow!("cannot mount in a container that is {self}"),
             (O::Update, _) => anyhow!("cannot update a container that is {self}"),
+            (O::Checkpoint, _) => anyhow!("container cannot be checkpointed in {self} state"),
         };
         Err(refused)
     }
@@ -570,7 +574,12 @@ impl Locked {
             if name == c"." || name == c".." {
                 continue;
             }
-            unlinkat(&self, name, UnlinkatFlags::NoRemoveDir).call(|| format!("unlinkat({name:?})"))?;
+            match unlinkat(&self, name, UnlinkatFlags::NoRemoveDir) {
+                // A mount point of a restore that was killed.
+                Err(Errno::EISDIR) => unlinkat(&self, name, UnlinkatFlags::RemoveDir),
+                removed => removed,
+            }
+            .call(|| format!("unlinkat({name:?})"))?;
         }
         match fs::remove_dir(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -598,28 +607,29 @@ mod tests {
                 O::Pause,
                 O::Resume,
                 O::Update,
+                O::Checkpoint,
             ]
             .map(|operation| status.allows(operation, &id).is_ok())
         };
         assert_eq!(
             allowed(Status::Created),
-            [true, true, true, true, true, false, true]
+            [true, true, true, true, true, false, true, false]
         );
         assert_eq!(
             allowed(Status::Running),
-            [false, true, false, true, true, false, true]
+            [false, true, false, true, true, false, true, true]
         );
         assert_eq!(
             allowed(Status::Paused),
-            [false, true, false, false, false, true, true]
+            [false, true, false, false, false, true, true, true]
         );
         assert_eq!(
             allowed(Status::Stopped),
-            [false, false, true, false, false, false, false]
+            [false, false, true, false, false, false, false, false]
         );
         assert_eq!(
             allowed(Status::Creating),
-            [false, true, false, false, false, false, false]
+            [false, true, false, false, false, false, false, false]
         );
     }
 

@@ -6,7 +6,7 @@
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
@@ -61,6 +61,12 @@ pub(crate) struct Devices {
     links: usize,
     /// The kernel makes no device nodes for us.
     bind: bool,
+}
+
+/// Where the nodes of `linux.devices` and the default ones are.
+pub(crate) fn paths(devices: &[LinuxDevice]) -> impl Iterator<Item = PathBuf> {
+    let default = DEFAULT.iter().map(|(path, ..)| PathBuf::from(path));
+    devices.iter().map(|device| device.path().clone()).chain(default)
 }
 
 impl Devices {

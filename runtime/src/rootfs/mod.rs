@@ -22,6 +22,7 @@ mod hot;
 mod idmap;
 mod mounts;
 mod options;
+mod outside;
 pub(crate) mod path;
 mod protect;
 mod switch;
@@ -52,6 +53,7 @@ pub use cgroup_mounts::{Cgroups, Hierarchy};
 pub use hot::{Descriptors, Hot, detach as detach_mounts};
 pub use idmap::make_namespace as make_mapping_namespace;
 pub use options::known as mount_options;
+pub use outside::{Mounted, NULL, Outside, bind_root, outside};
 
 /// What a plan depends on besides config.json.
 #[derive(Debug, Clone, Default)]

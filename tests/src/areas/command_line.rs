@@ -346,7 +346,7 @@ test!(
 
 test!(
     fn the_systemd_driver_wants_a_path_of_three_parts(t: &Test) -> Result {
-        let bundle = t.bundle();
+        let bundle = t.bundle().set("/linux/cgroupsPath", json!("/not/three"));
         bundle.write()?;
         let run = t
             .command(["--systemd-cgroup", "run", "--bundle"])

@@ -129,7 +129,7 @@ test!(
     }
 );
 
-/// Repeats a line until the container answers: what is said before it is attached is nobody's.
+/// A line, and the container's answer.
 fn echoes(way: Way, session: &mut crate::kubelet::Session, line: &str) -> Result {
     session.send(format!("{line}\n").as_bytes())?;
     session
@@ -138,19 +138,22 @@ fn echoes(way: Way, session: &mut crate::kubelet::Session, line: &str) -> Result
     Ok(())
 }
 
+/// Says something of itself, too, by which a client knows that it hears it.
+const TICKING: &str = "(while :; do echo tick; sleep 0.2; done) & while read line; do echo got $line; done";
 const ECHO: &str = "while read line; do echo got $line; done; echo over";
 
 test!(
     fn who_attaches_talks_to_the_container_and_may_leave_it(t: &Test) -> Result {
         with(t, |node| {
             let spec = json!({"containers": [
-                busybox_with("main", ECHO, &json!({"stdin": true})),
-                busybox_with("terminal", ECHO, &json!({"stdin": true, "tty": true})),
+                busybox_with("main", TICKING, &json!({"stdin": true})),
+                busybox_with("terminal", TICKING, &json!({"stdin": true, "tty": true})),
             ]});
             let (pod, api) = (node.up("attached", spec)?, node.api()?);
             for (number, way) in WAYS.into_iter().enumerate() {
                 let mut session = api.attach(way, &pod, "main", "input=1&output=1&error=1")?;
                 let mut second = api.attach(way, &pod, "main", "output=1")?;
+                second.until("tick").context("who only listens")?;
                 echoes(way, &mut session, &format!("line-{number}"))?;
                 second
                     .until(&format!("got line-{number}"))

@@ -19,6 +19,8 @@
 mod attributes;
 mod bad_input;
 mod cgroups;
+mod checkpoint;
+mod checkpoint_bad_input;
 mod command_line;
 mod concurrency;
 mod containerd_crashes;

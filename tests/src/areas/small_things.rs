@@ -8,12 +8,11 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
-use crate::host::cgroup::is_unified;
+use crate::host::cgroup::{Cgroup, is_unified};
 use crate::host::process;
 use crate::registry::Result;
 use crate::terminal::{Terminal, listen};
 use crate::test;
-use crate::test::Test;
 use crate::wait::until;
 
 test!(
@@ -215,13 +214,13 @@ test!(
 test!(
     fn a_console_of_exec_has_the_size_of_its_process_file(t: &Test) -> Result {
         let container = t.bundle().sleeper().start()?;
-        for (size, expected) in [
-            (json!({"height": 17, "width": 93}), "17 93"),
-            (json!({"height": 0, "width": 0}), "0 0"),
+        for (size, command, expected) in [
+            (json!({"height": 17, "width": 93}), "stty size", "17 93"),
+            (json!({"height": 0, "width": 0}), "tty", "/dev/pts/"),
         ] {
             let process = json!({
                 "terminal": true, "consoleSize": size, "user": {}, "cwd": "/",
-                "args": ["stty", "size"], "env": ["PATH=/bin"]
+                "args": ["sh", "-c", command], "env": ["PATH=/bin"]
             });
             let (file, socket) = (t.path("process.json"), t.path("console"));
             fs::write(&file, process.to_string())?;
@@ -235,7 +234,7 @@ test!(
                 .run()?
                 .ok()?;
             let text = Terminal::receive(&listener)?.read_to_end()?;
-            ensure!(text.trim() == expected, "{text:?}");
+            ensure!(text.starts_with(expected), "{text:?}");
         }
         Ok(())
     }
@@ -479,6 +478,15 @@ test!(
             ensure!(!value.trim().is_empty(), "{file} is empty");
             ensure!(value == fs::read_to_string(parent.join(file))?, "{file}");
         }
+        container.verb("delete", &["--force"])?.ok()?;
+        for path in ["new/parent", "new"] {
+            let made = Cgroup {
+                path: format!("{}/{path}", t.cgroup.path),
+            };
+            for directory in made.directories()? {
+                fs::remove_dir(&directory).with_context(|| directory.display().to_string())?;
+            }
+        }
         Ok(())
     }
 );
@@ -494,6 +502,35 @@ test!(
                 .run()?
                 .ok()
                 .with_context(|| limit.to_string())?;
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn the_cgroup_belongs_to_the_root_of_a_user_namespace_that_may_write_it(t: &Test) -> Result {
+        t.needs_cgroup_v2()?;
+        let with = |options: &[&str], cgroup_namespace: bool| -> Result<_> {
+            let bundle = super::namespaces::with_user_namespace(t)?.without_namespace("cgroup");
+            let bundle = bundle.edit(|spec| {
+                for mount in spec["mounts"].as_array_mut().into_iter().flatten() {
+                    if mount["destination"] == "/sys/fs/cgroup" {
+                        mount["options"] = json!(options);
+                    }
+                }
+            });
+            let bundle = match cgroup_namespace {
+                true => bundle.push("/linux/namespaces", json!({"type": "cgroup"})),
+                false => bundle,
+            };
+            bundle
+                .sh("cd /sys/fs/cgroup; stat -c %u . cgroup.procs; mkdir sub 2>/dev/null && echo made")
+                .run()
+        };
+        with(&["nosuid"], true)?.prints("0\n0\nmade")?;
+        for (options, namespace) in [(&["ro"][..], true), (&["nosuid"], false)] {
+            let output = with(options, namespace)?;
+            ensure!(output.lines() == ["65534", "65534"], "{output}");
         }
         Ok(())
     }

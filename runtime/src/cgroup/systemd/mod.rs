@@ -72,7 +72,8 @@ pub(super) fn place(path: Option<&Path>, id: &str, layout: &Layout) -> Result<Cg
     let (default, below) = match owner {
         Owner::Machine => ("system.slice", PathBuf::new()),
         Owner::User => {
-            let unit = Bus::connect(owner, Instant::now() + LIMIT)?.manager_property("ControlGroup")?;
+            let deadline = Instant::now() + LIMIT;
+            let unit = Bus::with(owner, deadline, |bus| bus.manager_property("ControlGroup"))?;
             ("user.slice", relative(Path::new(&unit)))
         }
     };
@@ -153,7 +154,7 @@ impl Cgroup {
         };
         let oom_policy = oom_policy(resources)?;
         let pinned = self.pin_program(unit, scope.devices)?;
-        let bus = RefCell::new(Bus::connect(self.owner(), Instant::now() + LIMIT)?);
+        let names: Vec<_> = asked.iter().map(|(name, _)| *name).collect();
         let mut all = vec![
             ("Description", Value::Text(format!("container {unit}"))),
             ("Slice", Value::Text(slice.to_owned())),
@@ -165,32 +166,26 @@ impl Cgroup {
             ("TasksAccounting", Value::Bool(true)),
             ("DefaultDependencies", Value::Bool(false)),
         ];
-        let names: Vec<_> = asked.iter().map(|(name, _)| *name).collect();
         all.extend(asked);
         all.extend(oom_policy);
-        all.extend(properties::of_resources(resources, || idle_known(&bus))?);
         all.extend(pinned);
-        let mut bus = bus.borrow_mut();
-        let mut reset_once = false;
-        versions::negotiate(&mut all, &names, |properties| {
-            let start = |bus: &mut Bus| {
-                let mut body = Encoder::default();
-                body.text(unit);
-                body.text("replace");
-                body.properties(properties);
-                body.no_units();
-                bus.run_job("StartTransientUnit", "ssa(sv)a(sa(sv))", body)
-            };
-            match start(&mut bus) {
-                Err(error) if is(&error, "UnitExists") && !reset_once => {
-                    // Left over by a container that failed: what systemd forgets can be made again.
-                    reset_once = true;
-                    let _ = reset(&mut bus, unit);
-                    start(&mut bus)
-                }
+        Bus::with(self.owner(), Instant::now() + LIMIT, |bus| {
+            let mut all = all.clone();
+            let shared = RefCell::new(&mut *bus);
+            all.extend(properties::of_resources(resources, || idle_known(&shared))?);
+            match versions::negotiate(&mut all, &names, |properties| start_unit(bus, unit, properties)) {
+                // By ourselves: systemd was executed again before it could answer.
+                Err(error) if is(&error, "UnitExists") && self.holds(process) => Ok(()),
                 started => started,
             }
         })
+    }
+
+    /// Whether a process is in the cgroup.
+    fn holds(&self, process: Pid) -> bool {
+        let own = self.main().map(|tree| tree.path.clone());
+        let place = unified_cgroup_of(&process.to_string()).map(|path| Path::new(ROOT).join(relative(&path)));
+        matches!((own, place), (Ok(own), Ok(place)) if own == place)
     }
 
     /// Pins the program for the rules and says how systemd is told; `None` where there is nothing to forbid, or no place
@@ -248,8 +243,27 @@ fn oom_policy(resources: &LinuxResources) -> Result<Option<Property>> {
     })
 }
 
-fn idle_known(bus: &RefCell<Bus>) -> Result<bool> {
+fn idle_known(bus: &RefCell<&mut Bus>) -> Result<bool> {
     Ok(bus.borrow_mut().version()? >= versions::IDLE)
+}
+
+fn start_unit(bus: &mut Bus, unit: &str, properties: &[Property]) -> Result<()> {
+    let start = |bus: &mut Bus| {
+        let mut body = Encoder::default();
+        body.text(unit);
+        body.text("replace");
+        body.properties(properties);
+        body.no_units();
+        bus.run_job("StartTransientUnit", "ssa(sv)a(sa(sv))", body)
+    };
+    match start(bus) {
+        Err(error) if is(&error, "UnitExists") => {
+            // Left over by a container that failed: what systemd forgets can be made again.
+            let _ = reset(bus, unit);
+            start(bus)
+        }
+        started => started,
+    }
 }
 
 fn is(error: &anyhow::Error, name: &str) -> bool {
@@ -269,14 +283,15 @@ pub(super) fn set(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
     let Some(unit) = cgroup.unit.as_deref().filter(|_| !cgroup.made.is_new_unit()) else {
         return Ok(());
     };
-    let bus = RefCell::new(Bus::connect(cgroup.owner(), Instant::now() + LIMIT)?);
-    let mut all = properties::of_resources(resources, || idle_known(&bus))?;
-    if all.is_empty() {
-        return Ok(());
-    }
-    let mut bus = bus.borrow_mut();
-    versions::negotiate(&mut all, &[], |properties| bus.set_properties(unit, properties))
-        .with_context(|| format!("unable to set properties of unit {unit:?}"))
+    let set = Bus::with(cgroup.owner(), Instant::now() + LIMIT, |bus| {
+        let shared = RefCell::new(&mut *bus);
+        let mut all = properties::of_resources(resources, || idle_known(&shared))?;
+        if all.is_empty() {
+            return Ok(());
+        }
+        versions::negotiate(&mut all, &[], |properties| bus.set_properties(unit, properties))
+    });
+    set.with_context(|| format!("unable to set properties of unit {unit:?}"))
 }
 
 /// Stops the unit, if it is still there, and has systemd forget it.
@@ -285,31 +300,36 @@ pub(super) fn stop(cgroup: &Cgroup, deadline: Instant) -> Result<()> {
         return Ok(());
     };
     pin::unpin(unit);
-    if !cgroup.exists() && !is_known(unit, cgroup.owner()) {
+    let exists = cgroup.exists();
+    if !exists && !is_known(unit, cgroup.owner()) {
         // systemd has seen the last process end, and cleaned up by itself.
         return Ok(());
     }
     // Or systemd would ask the processes first, and wait for TimeoutStopSec.
     cgroup.kill()?;
-    let stopped = stop_unit(unit, cgroup.owner(), deadline.min(Instant::now() + LIMIT));
-    if let Err(error) = stopped {
+    let deadline = deadline.min(Instant::now() + LIMIT);
+    let stopped = Bus::with(cgroup.owner(), deadline, |bus| {
+        if exists {
+            stop_unit(bus, unit)?;
+        }
+        // For one that failed. Another's of that name, elsewhere, which runs: this is nothing to it.
+        reset(bus, unit)
+    });
+    // A scope whose last process ended is gone by itself, at any time.
+    if let Err(error) = stopped
+        && !is(&error, "NoSuchUnit")
+    {
         // It will see that the cgroup is gone.
         log::warn(format_args!("unable to stop unit {unit:?}: {error:#}"));
     }
     Ok(())
 }
 
-fn stop_unit(unit: &str, owner: Owner, deadline: Instant) -> Result<()> {
-    let mut bus = Bus::connect(owner, deadline)?;
+fn stop_unit(bus: &mut Bus, unit: &str) -> Result<()> {
     let mut body = Encoder::default();
     body.text(unit);
     body.text("replace");
-    let stopped = bus.run_job("StopUnit", "ss", body);
-    // A scope whose last process ended is gone by itself, at any time.
-    match stopped.and_then(|()| reset(&mut bus, unit)) {
-        Err(error) if is(&error, "NoSuchUnit") => Ok(()),
-        forgotten => forgotten,
-    }
+    bus.run_job("StopUnit", "ss", body)
 }
 
 /// Whether systemd has the transient unit, be it one that failed: it keeps a file for each.

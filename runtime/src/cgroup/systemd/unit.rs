@@ -37,11 +37,8 @@ impl Unit {
         if name.is_empty() || name.ends_with(".slice") {
             bail!("{FIELD}: {name:?}: must name a container, not a slice");
         }
-        let name = if prefix.is_empty() {
-            format!("{name}.scope")
-        } else {
-            format!("{prefix}-{name}.scope")
-        };
+        // Also where the prefix is empty, as runc and crun have it.
+        let name = format!("{prefix}-{name}.scope");
         for name in [slice, &name] {
             let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte);
             if name.len() > LONGEST || !name.bytes().all(allowed) {
@@ -103,7 +100,7 @@ mod tests {
     fn what_is_left_out_has_a_default() {
         let default = Unit::of(None, "web", "system.slice").unwrap();
         assert_eq!(default.path, Path::new("system.slice/rtc-web.scope"));
-        assert_eq!(unit("::web").unwrap().path, Path::new("system.slice/web.scope"));
+        assert_eq!(unit("::web").unwrap().path, Path::new("system.slice/-web.scope"));
         assert_eq!(unit("-.slice:a:web").unwrap().path, Path::new("a-web.scope"));
     }
 

@@ -19,6 +19,7 @@
 mod areas;
 mod bench;
 mod bundle;
+mod callers;
 mod container;
 mod containerd;
 mod cri;

@@ -267,6 +267,23 @@ fn groups(user: &User) -> Vec<u32> {
     user.additional_gids().clone().unwrap_or_default()
 }
 
+/// All capabilities that a process' configuration names, in any of its sets: a bit per number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowed(pub u64);
+
+impl Allowed {
+    /// Those of `process.capabilities`.
+    #[must_use]
+    pub fn of(process: &Process) -> Self {
+        let Capabilities {
+            bounding,
+            sets,
+            ambient,
+        } = capabilities(process);
+        Self(bounding | sets.effective | sets.permitted | sets.inheritable | ambient)
+    }
+}
+
 fn capabilities(process: &Process) -> Capabilities {
     let Some(capabilities) = process.capabilities() else {
         return Capabilities::default();

@@ -72,6 +72,10 @@ impl<'a> IdMapper<'a> {
     }
 
     /// Maps the owners of a detached mount: as the option says, or the mount, otherwise as the container does.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "in the parent: a namespace of the host's"
+    )]
     pub(crate) fn apply(
         &mut self,
         tree: &OwnedFd,
@@ -177,6 +181,7 @@ pub fn make_namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "in the parent: the host's /proc")]
 fn map_and_open(child: &Child, uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
     let process = format!("/proc/{}", child.pid);
     for (file, map) in [("gid_map", gid_map), ("uid_map", uid_map)] {

@@ -15,6 +15,8 @@
 //! directory is anywhere; after `pivot` that is `/`. The parent drops its copy of the plan after the clone, the child
 //! before the program starts (every descriptor is close-on-exec): both keep mounts in use.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 mod cgroup_mounts;
 mod copy_up;
 mod devices;

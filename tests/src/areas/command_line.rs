@@ -357,12 +357,3 @@ test!(
         Ok(())
     }
 );
-
-test!(
-    fn checkpoint_and_restore_are_refused_by_name(t: &Test) -> Result {
-        for verb in ["checkpoint", "restore"] {
-            t.rtc([verb, "some"])?.fails_naming(&[verb])?;
-        }
-        Ok(())
-    }
-);

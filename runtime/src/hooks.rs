@@ -23,6 +23,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SIGKILL, killpg};
 use nix::unistd::Pid;
@@ -101,6 +102,8 @@ impl Output {
             let file = options
                 .open(path)
                 .with_context(|| format!("open {path:?} for the output of hooks"))?;
+            // Hooks expect a write to wait.
+            fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND)).context("fcntl(F_SETFL)")?;
             Ok(Some(file))
         };
         Ok(Self {
@@ -238,7 +241,7 @@ fn follow(
     let mut unread = state.as_bytes();
     let (mut out, mut err) = (Vec::new(), Vec::new());
     for pipe in [&stdin, &stdout, &stderr].into_iter().flatten() {
-        nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+        fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     }
     loop {
         let mut waiting = vec![PollFd::new(ended.as_fd(), PollFlags::POLLIN)];

@@ -4,7 +4,7 @@
 //! runtime's namespace                             container's
 //! addresses and state are read
 //! down
-//! RTM_NEWLINK: its new name, IFLA_NET_NS_FD ----> there, at once under that name
+//! RTM_NEWLINK: its new name, IFLA_NET_NS_FD ----> there, under that name
 //!                                                 its permanent addresses of global scope, up
 //! ```
 //!
@@ -148,31 +148,29 @@ impl Moved {
             .own
             .find(name)
             .context("no such network device can be moved")?;
+        let taken =
+            |name: &str| format!("a device named {name:?} is in the container's network namespace already");
+        if !new_name.contains("%d") && self.container.has(new_name)? {
+            bail!(taken(new_name));
+        }
         let mut tries = 0;
         let new_name = loop {
             let candidate = match new_name.split_once("%d") {
                 Some((before, after)) => self.container.free_name(before, after)?,
                 None => new_name.to_owned(),
             };
-            match self.own.give(name, &found, &self.container, &candidate) {
-                // Somebody else took the number.
-                Err(error) if error.errno == Errno::EEXIST && candidate != new_name && tries < TRIES => {
-                    tries += 1
-                }
-                Err(error) => {
-                    self.own.restore(name, found.up, &found.addresses);
-                    let taken = error.errno == Errno::EEXIST;
-                    let error = anyhow::Error::from(error);
-                    return Err(if taken {
-                        error.context(format!(
-                            "a device named {candidate:?} is in the container's network namespace already"
-                        ))
-                    } else {
-                        error
-                    });
-                }
-                Ok(()) => break candidate,
+            let Err(error) = self.own.give(name, &found, &self.container, &candidate) else {
+                break candidate;
+            };
+            self.take_back(name, &found);
+            // Somebody else took the number.
+            if error.errno == Errno::EEXIST && candidate != new_name && tries < TRIES {
+                tries += 1;
+                continue;
             }
+            let exists = error.errno == Errno::EEXIST;
+            let error = anyhow::Error::from(error);
+            return Err(if exists { error.context(taken(&candidate)) } else { error });
         };
         let device = Device {
             name: name.to_owned(),
@@ -180,9 +178,24 @@ impl Moved {
             was_up: found.up,
             addresses: found.addresses,
         };
-        let set_up = self.container.set_up(&device.new_name, &device.addresses, true);
+        let set_up = self
+            .container
+            .set_up(&device.new_name, &device.addresses, true);
         self.devices.push(device);
         set_up.context("in the container's network namespace")
+    }
+
+    /// After a failed move: the kernel moves first and then renames, and where that fails the device is there under its
+    /// old name.
+    fn take_back(&self, name: &str, found: &Found) {
+        if !self.own.has(name).unwrap_or(true)
+            && let Ok(there) = self.container.find(name)
+            && let Err(error) = self.container.give(name, &there, &self.own, name)
+        {
+            log::warn(format_args!("bring back network device {name:?}: {error}"));
+            return;
+        }
+        self.own.restore(name, found.up, &found.addresses);
     }
 
     /// Brings all back: names, addresses and state as they were. What can't be is told.
@@ -225,6 +238,14 @@ impl Side {
         })
     }
 
+    fn has(&self, name: &str) -> sys::Result<bool> {
+        let request = Request::new("RTM_GETLINK", RTM_GETLINK, &[0; LINK]);
+        match self.socket.ask(request.attribute(IFLA_IFNAME, &c_name(name)), 0) {
+            Err(error) if error.errno == Errno::ENODEV => Ok(false),
+            answered => answered.map(|_| true),
+        }
+    }
+
     /// Those that are meant to last and hold everywhere.
     fn addresses(&self, index: u32) -> Result<Vec<Address>> {
         let answers = self
@@ -234,7 +255,8 @@ impl Side {
         Ok(of_device.filter_map(|body| address(body)).collect())
     }
 
-    /// Moves a device to another namespace under a name, in one step. It is down then.
+    /// Moves a device to another namespace under a name. It is down then. A name that is taken there is no obstacle to the
+    /// move itself.
     fn give(&self, name: &str, device: &Found, to: &Side, new_name: &str) -> sys::Result<()> {
         self.set_state(name, device.index, false)?;
         let what = format!("RTM_NEWLINK {name:?}, IFNAME {new_name:?}, NET_NS_FD");

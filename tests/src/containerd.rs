@@ -250,7 +250,12 @@ impl<'t> Daemon<'t> {
             self.programs.clone(),
         ];
         let own: Vec<_> = own.iter().map(|path| path.to_string_lossy()).collect();
-        format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", own.join(":"))
+        let criu = self.peers.join("criu/bin");
+        format!(
+            "{}:/usr/sbin:/usr/bin:/sbin:/bin:{}",
+            own.join(":"),
+            criu.display()
+        )
     }
 
     fn log(&self) -> PathBuf {

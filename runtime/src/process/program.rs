@@ -162,7 +162,8 @@ impl Program {
         if text.contains('/') {
             return match executable(text) {
                 Ok(()) => Ok(name.clone()),
-                Err(Errno::EISDIR) => Err(anyhow!("exec: {text:?}: is a directory")),
+                // Docker and Podman make 126 of "permission denied", which is what execve(2) says; older ones of no other.
+                Err(Errno::EISDIR) => Err(anyhow!("exec: {text:?}: is a directory: permission denied")),
                 Err(Errno::EACCES) => Err(anyhow!("exec: {text:?}: permission denied")),
                 Err(errno) => Err(anyhow!("exec: {text:?}: stat {text}: {}", lower(errno))),
             };

@@ -89,7 +89,10 @@ pub fn delegated_to(spec: &Spec) -> Option<u32> {
     let mut mounts = spec.mounts().iter().flatten();
     let usual = |mount: &Mount| {
         mount.destination().components().eq(Path::new(ROOT).components())
-            && mount.typ().as_deref().is_some_and(|typ| typ.starts_with("cgroup"))
+            && mount
+                .typ()
+                .as_deref()
+                .is_some_and(|typ| typ.starts_with("cgroup"))
     };
     if !mounts.any(|mount| usual(mount) && shows_writable_cgroup(mount)) {
         return None;
@@ -146,7 +149,10 @@ mod tests {
         assert_eq!(to(both, ""), Some(2004));
         assert_eq!(to(both, "\"ro\""), None);
         assert_eq!(to(r#"{"type": "user"}"#, ""), None);
-        assert_eq!(to(r#"{"type": "user"}, {"type": "cgroup", "path": "/x"}"#, ""), None);
+        assert_eq!(
+            to(r#"{"type": "user"}, {"type": "cgroup", "path": "/x"}"#, ""),
+            None
+        );
     }
 
     #[test]

@@ -43,6 +43,12 @@ field() { k get "$1" -o "jsonpath=$2"; }
 # log_has POD TEXT
 log_has() { k logs "$1" | grep -qF -- "$2"; }
 
+# page ADDRESS PORT: what the node has by HTTP, of bash: a static busybox may not resolve names.
+# shellcheck disable=SC2016 # expanded on the node
+page() {
+  on_node timeout 5 bash -c 'exec 3<>"/dev/tcp/$0/$1" && printf "GET / HTTP/1.0\r\n\r\n" >&3 && sed "1,/^\r*\$/d" <&3' "$1" "$2"
+}
+
 # pod NAME SCRIPT [FURTHER-FIELDS-OF-THE-CONTAINER [FURTHER-FIELDS-OF-THE-POD]]: JSON, a pod of one container.
 pod() {
   jq -n --arg name "$1" --arg image "$BUSYBOX" --arg script "$2" --argjson container "${3:-{\}}" --argjson spec "${4:-{\}}" '{

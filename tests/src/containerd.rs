@@ -247,10 +247,16 @@ impl<'t> Daemon<'t> {
         let own = [
             self.directory.join("bin"),
             self.peers.join("runc/bin"),
+            self.peers.join("criu/bin"),
             self.programs.clone(),
         ];
         let own: Vec<_> = own.iter().map(|path| path.to_string_lossy()).collect();
-        format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", own.join(":"))
+        let criu = self.peers.join("criu/bin");
+        format!(
+            "{}:/usr/sbin:/usr/bin:/sbin:/bin:{}",
+            own.join(":"),
+            criu.display()
+        )
     }
 
     fn log(&self) -> PathBuf {

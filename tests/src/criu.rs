@@ -9,22 +9,26 @@ use crate::output::Output;
 use crate::registry::Result;
 use crate::test::Test;
 
-/// A `PATH` with a CRIU that works on this machine; the test is skipped where there is none.
-pub(crate) fn path(t: &Test) -> Result<String> {
+/// The CRIU of hack/peers, and behind it our `PATH`.
+pub(crate) fn search_path() -> String {
     let own = std::env::var("PATH").unwrap_or_default();
-    let peers = std::env::var_os("PEERS").map(|peers| Path::new(&peers).join("criu/bin"));
-    let with_peers = peers.map(|peers| format!("{}:{own}", peers.display()));
-    let found = [Some(own), with_peers]
-        .into_iter()
-        .flatten()
-        .find(|path| works(path));
-    if found.is_none() {
-        t.skip("no CRIU that works here")?;
+    match std::env::var_os("PEERS").filter(|peers| !peers.is_empty()) {
+        Some(peers) => format!("{}:{own}", Path::new(&peers).join("criu/bin").display()),
+        None => own,
     }
-    Ok(found.unwrap_or_default())
 }
 
-fn works(path: &str) -> bool {
+/// A `PATH` with a CRIU that works on this machine; the test is skipped where there is none.
+pub(crate) fn path(t: &Test) -> Result<String> {
+    let path = search_path();
+    if !works(&path) {
+        t.skip("no CRIU that works here")?;
+    }
+    Ok(path)
+}
+
+/// Whether there is one that works on this machine.
+pub(crate) fn works(path: &str) -> bool {
     let check = Command::new("/bin/sh")
         .args(["-c", "criu check"])
         .env("PATH", path)
@@ -126,12 +130,7 @@ impl<'t> Checkpoints<'t> {
         let path = self.bundle.spec["linux"]["cgroupsPath"]
             .as_str()
             .unwrap_or_default();
-        Ok(Container::new(
-            self.t,
-            &self.bundle.id,
-            self.t.cgroup_at(path),
-            stdout,
-            stderr,
-        ))
+        let cgroup = self.t.cgroup_at(path);
+        Ok(Container::new(self.t, &self.bundle.id, cgroup, stdout, stderr))
     }
 }

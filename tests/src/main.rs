@@ -19,6 +19,7 @@
 mod areas;
 mod bench;
 mod bundle;
+mod callers;
 mod container;
 mod containerd;
 mod cri;
@@ -42,6 +43,7 @@ mod supervisor;
 mod sys;
 mod terminal;
 mod test;
+mod user;
 mod wait;
 
 use std::process::ExitCode;

@@ -48,8 +48,8 @@ test_port_forward_by_both_protocols() {
     port=$((20000 + RANDOM % 20000))
     KUBECTL_PORT_FORWARD_WEBSOCKETS=$websockets kube -n "$NAMESPACE" port-forward pod/web "$port:80" >/dev/null &
     forward=$!
-    eventually 20 on_node busybox wget -q -O /dev/null "http://127.0.0.1:$port"
-    for _ in 1 2 3; do equal page "$(on_node busybox wget -q -O - "http://127.0.0.1:$port")" forwarded; done
+    becomes 20 forwarded page 127.0.0.1 "$port"
+    for _ in 1 2 3; do equal page "$(page 127.0.0.1 "$port")" forwarded; done
     kill "$forward"
     wait "$forward" || true
   done

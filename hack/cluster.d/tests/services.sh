@@ -19,7 +19,7 @@ YAML
     equal "client: $url" "$(k exec client -- wget -q -T 5 -O - "$url")" web
   done
   equal 'to itself' "$(k exec web -- wget -q -T 5 -O - http://web)" web
-  equal 'the node' "$(on_node busybox wget -q -T 5 -O - "http://$address")" web
+  equal 'the node' "$(page "$address" 80)" web
   contains 'the API server' "$(k exec client -- sh -c 'echo | nc -w 3 kubernetes.default 443 && echo open')" open
 }
 
@@ -72,7 +72,7 @@ test_a_host_port_leads_to_the_pod() {
   pod client "$STAY" | apply
   ready web client
   equal 'a pod' "$(k exec client -- wget -q -T 5 -O - "http://$NODE_IP:18080")" 'by port'
-  equal 'the node' "$(on_node busybox wget -q -T 5 -O - "http://$NODE_IP:18080")" 'by port'
+  equal 'the node' "$(page "$NODE_IP" 18080)" 'by port'
   k delete pod web >/dev/null
-  if on_node busybox wget -q -T 2 -O - "http://$NODE_IP:18080" 2>/dev/null; then fail 'the port still answers'; fi
+  if page "$NODE_IP" 18080 2>/dev/null; then fail 'the port still answers'; fi
 }

@@ -149,6 +149,9 @@ impl Program {
                 if let Some(reporter) = start.reporter {
                     reporter.helper(&criu.child.pidfd).context("report CRIU")?;
                 }
+                if start.waits {
+                    criu.await_cgroup()?;
+                }
                 Ok(criu)
             }
         }
@@ -184,7 +187,7 @@ pub(super) struct Start<'a> {
     pub(super) cgroup: Option<&'a JoinTarget>,
     /// A directory, and where it is to be mounted in a mount namespace of CRIU's own, which takes the mount with it.
     pub(super) root: Option<(&'a Path, &'a Path)>,
-    /// Whether it waits for [`Criu::go`].
+    /// Whether it waits for [`Criu::go`], in its cgroup.
     pub(super) waits: bool,
     /// Whether it ends with us. (Not in the middle of a dump: it has to let the processes go.)
     pub(super) ends_with_us: bool,
@@ -218,6 +221,7 @@ impl Start<'_> {
             }
         }
         if self.waits {
+            tell.send(&Message::Ready)?;
             tell.wait_for_go()?;
         }
         let mut directories = Vec::new();
@@ -278,6 +282,15 @@ pub(super) struct Criu {
 }
 
 impl Criu {
+    /// Waits until it is in its cgroup, where it moves itself.
+    fn await_cgroup(&self) -> Result<()> {
+        match self.channel.receive()? {
+            Some(Message::Ready) => Ok(()),
+            Some(Message::Failed(text)) => Err(anyhow!(text)).context("start CRIU"),
+            other => bail!("an unexpected message from the process for CRIU: {other:?}"),
+        }
+    }
+
     /// Lets it execute its program, where it waits for that.
     ///
     /// # Errors
@@ -330,8 +343,7 @@ impl Criu {
                 if refused.is_none() {
                     refused = notified(&response, descriptor).err();
                 }
-                // It may end meanwhile: that is heard next.
-                let _ = self.send(&message::notified(refused.is_none()));
+                self.send(&message::notified(refused.is_none()))?;
                 continue;
             }
             return match refused {
@@ -343,7 +355,11 @@ impl Criu {
     }
 
     fn send(&self, bytes: &[u8]) -> Result<()> {
-        fd::send(&self.socket, bytes, &[]).context("talk to CRIU")
+        match fd::send(&self.socket, bytes, &[]) {
+            // It has ended: that is heard next, with its last word.
+            Err(error) if error.errno == Errno::EPIPE => Ok(()),
+            sent => sent.context("talk to CRIU"),
+        }
     }
 
     /// `None`: it has closed its end.

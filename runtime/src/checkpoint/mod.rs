@@ -6,7 +6,8 @@
 //!               --> CRIU, born in the cgroup, with the root mounted in a mount namespace of its own
 //!               <-- setup-namespaces: loopback, prestart and createRuntime hooks
 //!               <-- orphan-pts-master: the terminal
-//!               <-- post-restore: init is there, nothing of it has run yet: recorded, and compared with config.json
+//!               <-- post-restore: init is there, and recorded
+//!               <-- pre-resume: nothing of it has run yet: all processes are compared with config.json
 //!               --> running
 //! ```
 //!
@@ -21,6 +22,7 @@ mod image;
 mod message;
 mod restore;
 mod stdio;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;

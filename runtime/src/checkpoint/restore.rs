@@ -27,7 +27,8 @@ use super::failure::explain;
 use super::image::Directory;
 use super::message::{Kind, Message, Response, option, request};
 use super::stdio::Names;
-use super::{Options, external_key, need_root, path_bytes, work_directory};
+use super::verify::verify;
+use super::{CgroupMode, Options, external_key, need_root, path_bytes, work_directory};
 use crate::bundle::Bundle;
 use crate::cgroup::{Cgroup, Driver, JoinTarget, Layout, Scope};
 use crate::container::create::{CGROUP_DEADLINE, Created, first_record, set_limits};
@@ -164,6 +165,7 @@ fn make(
         names,
         directory,
         record: None,
+        criu: None,
         init: None,
         master: None,
         hook_output: hooks::Output::default(),
@@ -208,6 +210,8 @@ struct Restoration<'a> {
     directory: Locked,
     /// There is one once the cgroup is ours.
     record: Option<Record>,
+    /// CRIU's process.
+    criu: Option<Pid>,
     init: Option<Child>,
     master: Option<OwnedFd>,
     point: PathBuf,
@@ -336,6 +340,7 @@ impl Restoration<'_> {
         outside: &[Outside],
     ) -> Result<()> {
         self.note_process(criu.child.pid)?;
+        self.criu = Some(criu.child.pid);
         let record = self.record()?;
         let default = Linux::default();
         let linux = self.options.bundle.spec.linux().as_ref().unwrap_or(&default);
@@ -454,6 +459,7 @@ impl Restoration<'_> {
                 self.hand_over(descriptor.context("the terminal's descriptor is missing")?)
             }
             "post-restore" => self.note_init(Pid::from_raw(response.pid)),
+            "pre-resume" => self.verify(namespaces),
             _ => Ok(()),
         }
     }
@@ -516,7 +522,32 @@ impl Restoration<'_> {
             reporter.born(&init).context("report the container's process")?;
         }
         self.init = Some(init);
+        let clocks = |process: &str| fs::read_link(format!("/proc/{process}/ns/time")).ok();
+        let record = self.record.as_mut().context("the record")?;
+        record.time_namespace = clocks(&pid.to_string()) != clocks("self");
         self.note_process(pid)
+    }
+
+    /// All processes are what they will be, and are about to run. A refusal does not keep CRIU from letting them: their end does.
+    fn verify(&self, namespaces: &Namespaces) -> Result<()> {
+        let record = self.record()?;
+        let verified = self.verify_processes(record, namespaces);
+        if verified.is_err() {
+            record.cgroup.kill()?;
+        }
+        verified.context("the image does not fit the configuration")
+    }
+
+    fn verify_processes(&self, record: &Record, namespaces: &Namespaces) -> Result<()> {
+        let init = self.init.as_ref().context("CRIU did not tell of init")?.pid;
+        let mut all = record.cgroup.processes()?;
+        all.retain(|process| Some(*process) != self.criu);
+        if !all.contains(&init) {
+            let _ = record.signal(libc::SIGKILL);
+            bail!("CRIU has put init into another cgroup than the container's");
+        }
+        let with_cgroup = self.restore.common.manage_cgroups != CgroupMode::Ignore;
+        verify(&self.options.bundle.spec, namespaces, with_cgroup, (init, &all))
     }
 
     fn into_parts(self) -> Result<(Locked, Restored)> {

@@ -15,9 +15,13 @@ const ROOT: &str = "/sys/fs/cgroup";
 #[must_use]
 pub fn cgroup_view(layout: &Layout, cgroup: &Cgroup) -> Cgroups {
     let Layout::V1(trees) = layout else {
-        return cgroup
-            .path()
-            .map_or(Cgroups::Absent, |own| Cgroups::Unified { own: own.to_owned() });
+        // A container without one is in its creator's, which others are in.
+        let foreign = cgroup.is_absent();
+        let own = match cgroup.path() {
+            Some(own) => own.to_owned(),
+            None => Path::new(ROOT).join(Layout::own_unified().unwrap_or_default()),
+        };
+        return Cgroups::Unified { own, foreign };
     };
     let mut hierarchies = Vec::new();
     for (controllers, own) in cgroup.paths().filter(|(controllers, _)| !controllers.is_empty()) {

@@ -16,6 +16,8 @@
 //! | [`worker`] | a copy of the shim that does all this for it |
 //! | [`gate`] | where a created container waits for `start` |
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 pub mod channel;
 pub mod foreground;
 pub mod gate;

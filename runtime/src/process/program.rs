@@ -162,7 +162,8 @@ impl Program {
         if text.contains('/') {
             return match executable(text) {
                 Ok(()) => Ok(name.clone()),
-                Err(Errno::EISDIR) => Err(anyhow!("exec: {text:?}: is a directory")),
+                // Docker and Podman make 126 of "permission denied", which is what execve(2) says; older ones of no other.
+                Err(Errno::EISDIR) => Err(anyhow!("exec: {text:?}: is a directory: permission denied")),
                 Err(Errno::EACCES) => Err(anyhow!("exec: {text:?}: permission denied")),
                 Err(errno) => Err(anyhow!("exec: {text:?}: stat {text}: {}", lower(errno))),
             };
@@ -195,6 +196,10 @@ impl Program {
 }
 
 /// Whether this user may execute the file; `EISDIR` for a directory, `EACCES` without the right.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "as the user, with nothing of the host's open: what execve(2) would find"
+)]
 fn executable(path: &str) -> nix::Result<()> {
     let metadata = std::fs::metadata(path)
         .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EIO as i32)))?;

@@ -87,6 +87,7 @@ impl DescriptorSocket {
     /// # Errors
     ///
     /// Nobody listens there.
+    #[expect(clippy::disallowed_methods, reason = "the caller's socket, on the host")]
     pub fn connect(path: &Path) -> Result<Self> {
         let socket = socket(
             AddressFamily::Unix,

@@ -61,7 +61,21 @@ impl<'a> IdMapper<'a> {
         }
     }
 
+    /// Whether a new user namespace of the container's does not have the user.
+    pub(crate) fn lacks_user(&self, id: u32) -> bool {
+        matches!(&self.container, Container::New { uids, .. } if !has(uids, id))
+    }
+
+    /// Whether a new user namespace of the container's does not have the group.
+    pub(crate) fn lacks_group(&self, id: u32) -> bool {
+        matches!(&self.container, Container::New { gids, .. } if !has(gids, id))
+    }
+
     /// Maps the owners of a detached mount: as the option says, or the mount, otherwise as the container does.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "in the parent: a namespace of the host's"
+    )]
     pub(crate) fn apply(
         &mut self,
         tree: &OwnedFd,
@@ -97,6 +111,7 @@ impl<'a> IdMapper<'a> {
         sys::mount_setattr(tree, flags, &change).map_err(|errno| {
             let hint = match errno {
                 Errno::ENOSYS => " (needs Linux 5.12)",
+                Errno::EPERM => " (only root of the machine can map the owners of this filesystem)",
                 Errno::EINVAL => " (this kernel can't map owners on the source's filesystem)",
                 _ => "",
             };
@@ -107,6 +122,13 @@ impl<'a> IdMapper<'a> {
         })?;
         Ok(())
     }
+}
+
+fn has(mappings: &[LinuxIdMapping], id: u32) -> bool {
+    mappings.iter().any(|map| {
+        id.checked_sub(map.container_id())
+            .is_some_and(|offset| offset < map.size())
+    })
 }
 
 fn namespace_with<'m>(
@@ -159,6 +181,7 @@ pub fn make_namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "in the parent: the host's /proc")]
 fn map_and_open(child: &Child, uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
     let process = format!("/proc/{}", child.pid);
     for (file, map) in [("gid_map", gid_map), ("uid_map", uid_map)] {

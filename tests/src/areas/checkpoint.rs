@@ -230,7 +230,9 @@ test!(
         let before = numbers(&container)?;
         let restored = checkpoints.restore(&[])?;
         goes_on(&restored, &before)?;
-        restored.exec(&["mountpoint", "/real/conf"])?.ok()?;
+        restored
+            .exec(&["grep", " /real/conf ", "/proc/self/mountinfo"])?
+            .ok()?;
         Ok(())
     }
 );
@@ -400,11 +402,7 @@ test!(
 test!(
     fn a_tcp_connection_needs_its_flag(t: &Test) -> Result {
         let bundle = t.bundle().sh(
-            "mkfifo /tmp/p; nc -l -p 7777 -s 127.0.0.1 </tmp/p & exec 3>/tmp/p; sleep 0.3; nc 127.0.0.1 7777 <&- & sleep 0.3; \
-             while :; do echo line >&3; echo sent; sleep 0.05; done",
-        );
-        let bundle = bundle.sh(
-            "mkfifo /tmp/a /tmp/b; exec 3<>/tmp/a 4<>/tmp/b; nc -l -p 7777 -s 127.0.0.1 <&3 & \
+            "mkfifo /tmp/a /tmp/b; exec 3<>/tmp/a 4<>/tmp/b; nc -l -p 7777 <&3 & \
              until nc 127.0.0.1 7777 <&4; do sleep 0.05; done & echo ready; while :; do echo line >&3; sleep 0.05; done",
         );
         let checkpoints = Checkpoints::of(t, bundle)?;
@@ -418,6 +416,10 @@ test!(
         until("the connection to go on", || {
             Ok((container.stdout()?.len() > length).then_some(()))
         })?;
+        if !has(checkpoints.path(), "tcp_half_closed") {
+            // The kernel is without what CRIU asks of it about sockets.
+            return Ok(());
+        }
         checkpoints.checkpoint(&["--tcp-established"])?.ok()?;
         let restored = checkpoints.restore(&["--tcp-established"])?;
         restored.wait_for_output("line")?;
@@ -489,6 +491,32 @@ test!(
         let output = checkpoints.restore_command(&["--detach"])?.run()?;
         output.fails_naming(&["restore container", "CRIU failed", "restore.log"])?;
         is_gone(t, &container)
+    }
+);
+
+test!(
+    fn an_image_can_not_give_more_than_the_configuration(t: &Test) -> Result {
+        let mut checkpoints = counter(t)?;
+        let container = checkpoints.start(&[])?;
+        numbers(&container)?;
+        checkpoints.checkpoint(&[])?.ok()?;
+        let bundle = std::mem::replace(&mut checkpoints.bundle, t.bundle());
+        for (change, text) in [
+            ("capabilities", "process.capabilities"),
+            ("seccomp", "linux.seccomp"),
+        ] {
+            let mut changed = t.bundle().named(&bundle.id);
+            changed.spec = bundle.spec.clone();
+            checkpoints.bundle = match change {
+                "capabilities" => changed.capabilities(&["CAP_KILL"]),
+                _ => changed.set("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW"})),
+            };
+            let output = checkpoints.restore_command(&["--detach"])?.run()?;
+            output.fails_naming(&["the image does not fit the configuration", text])?;
+            is_gone(t, &container)?;
+        }
+        checkpoints.bundle = bundle;
+        checkpoints.restore(&[])?.is("running")
     }
 );
 

@@ -154,8 +154,8 @@ fn too_large(t: &test::Test, name: &str, line: &str) -> Result {
         )?;
         refused(
             cri.create_container(pod.creation(of_image(&pod, "no", &image)?)),
-            Code::InvalidArgument,
-            &[name],
+            Code::FailedPrecondition,
+            &[name, "1048576"],
         )
     })
 }
@@ -342,7 +342,8 @@ test!(
             let web = pod.run("web", "sleep 98761")?;
             web.sh("true")?;
             let parent = &pod.config.linux.as_ref().context("linux")?.cgroup_parent;
-            let sleeper = process::descendants(std::process::id().cast_signed())
+            // The shim's daemon is the supervisor's by now.
+            let sleeper = process::descendants(nix::unistd::getppid().as_raw())
                 .into_iter()
                 .find(|&pid| process::describe(pid).contains("98761"))
                 .context("the container's process")?;

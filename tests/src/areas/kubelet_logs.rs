@@ -195,8 +195,7 @@ test!(
             ))?
             .is(422, &["Invalid request"])?;
             node.until_waiting("quiet", "waits", &["ErrImagePull", "ImagePullBackOff"])?;
-            ask(&of_container("containerLogs", &pod, "waits"))?
-                .is(400, &["is waiting to start: ", "pull image"])
+            ask(&of_container("containerLogs", &pod, "waits"))?.is(400, &["is waiting to start: ", "pull"])
         })
     }
 );

@@ -378,10 +378,7 @@ test!(
             .run()?
             .prints("absolute")?;
         let bundle = t.bundle().sh("echo dot").set("/root/path", json!("."));
-        fs::write(
-            bundle.rootfs().join("config.json"),
-            serde_json::to_vec(&bundle.spec)?,
-        )?;
+        fs::write(bundle.rootfs().join("config.json"), bundle.config()?)?;
         t.command(["run", "-b"])
             .args([bundle.rootfs()])
             .args([&bundle.id])

@@ -18,6 +18,10 @@
 
 mod attributes;
 mod bad_input;
+mod caller_containerd;
+mod caller_docker;
+mod caller_machine;
+mod caller_podman;
 mod cgroups;
 mod checkpoint;
 mod checkpoint_bad_input;
@@ -82,12 +86,16 @@ mod notify;
 mod process;
 mod resources;
 mod rootfs;
+mod rootless;
+mod rootless_cgroups;
+mod rootless_state;
 mod seccomp;
 mod security;
 mod security_identity;
 mod security_races;
 mod shim_bad_input;
 mod shim_bootstrap;
+mod shim_checkpoint;
 mod shim_crash;
 mod shim_cri_log;
 mod shim_events;

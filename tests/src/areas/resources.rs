@@ -22,7 +22,7 @@ fn limited<'t>(t: &'t Test, key: &str, value: Value) -> Bundle<'t> {
 }
 
 /// Number of the whole disk below `/`, if `/` is on one: throttling works on disks, not on partitions.
-fn root_disk() -> Option<(u64, u64)> {
+pub(super) fn root_disk() -> Option<(u64, u64)> {
     let device = fs::metadata("/").ok()?.dev();
     let (major, minor) = (major(device), minor(device));
     let sys = format!("/sys/dev/block/{major}:{minor}");

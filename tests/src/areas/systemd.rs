@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
+use super::resources::root_disk;
 use crate::bundle::Bundle;
 use crate::output::Output;
 use crate::registry::Result;
@@ -499,6 +500,34 @@ test!(
                 let found = read(&directory, file)?;
                 ensure!(found == value, "{round}: {file}: {found}");
             }
+            systemctl(&["daemon-reload"])?;
+        }
+        Ok(())
+    }
+);
+
+test!(
+    fn throttles_of_disks_are_properties_and_hold_over_a_reload(t: &Test) -> Result {
+        needs_systemd(t)?;
+        t.needs_controller("io")?;
+        let Some((major, minor)) = root_disk() else {
+            return t.skip("/ is not on a whole disk");
+        };
+        let rate = |rate: u64| json!([{"major": major, "minor": minor, "rate": rate}]);
+        let block = json!({"throttleReadBpsDevice": rate(10_000_000), "throttleWriteIOPSDevice": rate(300)});
+        let (bundle, name, directory) = scope(t, json!({"blockIO": block}));
+        create(t, &bundle)?;
+        for (key, value) in [("IOReadBandwidthMax", "10000000"), ("IOWriteIOPSMax", "300")] {
+            let found = property(&name, key)?;
+            ensure!(
+                found == format!("/dev/block/{major}:{minor} {value}"),
+                "{key}={found}"
+            );
+        }
+        for when in ["made", "reloaded"] {
+            let found = read(&directory, "io.max")?;
+            let wanted = format!("{major}:{minor} rbps=10000000 wbps=max riops=max wiops=300");
+            ensure!(found == wanted, "{when}: {found}");
             systemctl(&["daemon-reload"])?;
         }
         Ok(())

@@ -92,10 +92,9 @@ fn measure(contestants: &mut [Contestant], rounds: usize) -> Result {
     }
     for contestant in &mut *contestants {
         // The first round was to warm up.
-        contestant
-            .rows
-            .iter_mut()
-            .for_each(|(_, samples)| drop(samples.remove(0)));
+        contestant.rows.iter_mut().for_each(|(_, samples)| {
+            samples.remove(0);
+        });
         contestant.verb(None, &["delete", "--force", "running"])?;
     }
     Ok(())

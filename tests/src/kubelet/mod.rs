@@ -3,7 +3,8 @@
 //! ```text
 //! kubelet ──CRI──> rtc-cri, or containerd ──> shims
 //!    │ /pods, /stats/summary                       │ pulls from docker-registry on 127.0.0.1:5000
-//!    └ manifests in a directory of the test's      └ eth0 of a pod: bridge cni0, 10.88.0.0/16
+//!    │ exec, attach, port-forward, logs: api.rs    └ eth0 of a pod: bridge cni0, 10.88.0.0/16
+//!    └ manifests in a directory of the test's
 //!
 //! with(t, |node| {                                     // a node of the test's own
 //!     let pod = node.up("web", json!({"containers": [busybox("main", STAY)]}))?;   // until it is up and ready

@@ -519,7 +519,10 @@ test!(
         create(t, &bundle)?;
         for (key, value) in [("IOReadBandwidthMax", "10000000"), ("IOWriteIOPSMax", "300")] {
             let found = property(&name, key)?;
-            ensure!(found == format!("/dev/block/{major}:{minor} {value}"), "{key}={found}");
+            ensure!(
+                found == format!("/dev/block/{major}:{minor} {value}"),
+                "{key}={found}"
+            );
         }
         for when in ["made", "reloaded"] {
             let found = read(&directory, "io.max")?;

@@ -19,8 +19,8 @@ test_a_deployment_is_updated_without_a_gap() {
   deployment web 3 "$(serve one)" | apply
   k expose deployment web --port 80 >/dev/null
   k rollout status deployment/web --timeout=120s >/dev/null
-  pod client "until wget -q -T 2 -O /dev/null http://web; do sleep 0.2; done; echo begun
-    n=0; while :; do n=\$((n+1)); wget -q -T 2 -O - http://web || echo gap; sleep 0.05; done" | apply
+  pod client "until wget -q -O /dev/null http://web; do sleep 0.2; done; echo begun
+    n=0; while :; do n=\$((n+1)); timeout 5 wget -q -O - http://web || echo gap; sleep 0.05; done" | apply
   ready client
   eventually 60 log_has client one
   deployment web 3 "$(serve two)" | apply

@@ -2,7 +2,8 @@
 
 use anyhow::ensure;
 
-use crate::containerd::{Daemon, with_each};
+use crate::areas::containerd_cri::Pod;
+use crate::containerd::{Daemon, Pods, with_each, with_each_cri};
 use crate::host::process;
 use crate::registry::Result;
 use crate::terminal::Terminal;
@@ -94,6 +95,39 @@ test!(
                 .exec(&id, &["nosuch"])?
                 .fails_with(&["executable file not found in $PATH"])?;
             containerd.remove(&id)
+        })
+    }
+);
+
+test!(
+    fn a_pod_of_containerds_cri_plugin_and_shim_runs_logs_and_executes(t: &Test) -> Result {
+        with_each_cri(t, Pods::OwnShim, |containerd| {
+            let pod = Pod::start(containerd)?;
+            let web = pod.run("web", "echo out; echo err >&2; sleep 1000")?;
+            let inspected = containerd.crictl(&[
+                "inspectp",
+                "--output",
+                "go-template",
+                "--template",
+                "{{.info.runtimeOptions}}",
+                &pod.id,
+            ])?;
+            inspected.mentions(&t.rtc.display().to_string())?;
+            pod.exec(&web, &["echo", "in"])?.prints("in")?;
+            pod.exec(&web, &["sh", "-c", "exit 3"])?.fails_with(&[])?;
+            let log = pod.log("web", "stderr F err")?;
+            ensure!(log.contains("stdout F out"), "{log}");
+            containerd.crictl(&["stop", "--timeout", "0", &web])?.ok()?;
+            let state = containerd.crictl(&[
+                "inspect",
+                "--output",
+                "go-template",
+                "--template",
+                "{{.status.exitCode}}",
+                &web,
+            ])?;
+            state.prints("137")?;
+            pod.remove()
         })
     }
 );

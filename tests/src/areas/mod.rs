@@ -112,6 +112,7 @@ mod shim_terminal;
 mod small_things;
 mod sockets;
 mod systemd;
+mod systemd_user;
 mod terminal;
 mod time;
 mod user_namespace;

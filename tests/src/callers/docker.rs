@@ -190,7 +190,12 @@ impl<'t> Docker<'t> {
         until("nothing left of Docker's containers", || {
             Ok(self.leftovers().is_empty().then_some(()))
         })
-        .with_context(|| format!("left: {:?}", self.leftovers()))
+        .with_context(|| format!("left: {:?}", self.leftovers()))?;
+        for directory in self.engine.t.cgroup.directories()? {
+            // BuildKit's parent of its steps' cgroups, which no runtime removes.
+            let _ = fs::remove_dir(directory.join("buildkit"));
+        }
+        Ok(())
     }
 
     fn leftovers(&self) -> Vec<String> {

@@ -44,7 +44,7 @@ use crate::procfs::Procfs;
 use crate::resctrl::Group;
 use crate::sys::clone::{CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUSER, Child};
 use crate::sys::process::has_ended;
-use crate::{hooks, log, netdev, rootfs, sys};
+use crate::{hooks, log, netdev, rootfs, rootless, sys};
 
 /// How long a cgroup is given to become empty after its processes were killed.
 pub(crate) const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
@@ -324,7 +324,14 @@ impl<'a> Unfinished<'a> {
             set_limits(cgroup, linux)?;
         }
         if let (Some(owner), Some(record)) = (delegated_to(&self.options.bundle.spec), &self.record) {
-            record.cgroup.delegate(owner).context("delegate the cgroup")?;
+            let given = record.cgroup.delegate(owner).context("delegate the cgroup");
+            match given {
+                // Of an ordinary user: to an id that newuidmap gave it.
+                Err(error) if rootless::was_refused(&error) && self.options.rootless.excuses() => {
+                    log::warn(format_args!("{error:#}"));
+                }
+                given => given?,
+            }
         }
         if waits_for_parent(&self.options.bundle.spec, namespaces, driver) {
             channel.go()
@@ -541,6 +548,7 @@ pub(crate) fn first_record(
         no_new_keyring: options.no_new_keyring,
         has_hooks: spec.hooks().is_some(),
         owns_pids,
+        time_namespace: false,
         intel_rdt: None,
     }
 }

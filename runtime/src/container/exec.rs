@@ -31,7 +31,7 @@ use crate::process::program::Program;
 use crate::process::spawn::{Birth, Spawned, spawn};
 use crate::process::worker::Reporter;
 use crate::procfs::Procfs;
-use crate::sys::clone::{CLONE_NEWNS, CLONE_NEWUSER};
+use crate::sys::clone::{CLONE_NEWNS, CLONE_NEWTIME, CLONE_NEWUSER};
 use crate::sys::process;
 use crate::{log, rootless, seccomp, sys};
 
@@ -238,6 +238,11 @@ impl Container<'_> {
             .iter()
             .flatten()
             .fold(0, |flags, namespace| flags | namespace::flag(namespace.typ()));
+        let flags = if self.record.time_namespace {
+            flags | CLONE_NEWTIME
+        } else {
+            flags
+        };
         let root = (flags & CLONE_NEWNS == 0)
             .then(|| self.open_root(&init))
             .transpose()?;

@@ -72,6 +72,10 @@ pub struct Record {
     pub has_hooks: bool,
     /// Whether init is pid 1 of a namespace of its own, so that all its processes end with it.
     pub owns_pids: bool,
+    /// Whether it has a time namespace that its configuration does not ask for: CRIU's, for a restored container's clocks
+    /// to go on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub time_namespace: bool,
     /// Its resctrl group, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intel_rdt: Option<Group>,

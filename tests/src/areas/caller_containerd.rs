@@ -2,12 +2,14 @@
 
 use anyhow::ensure;
 
-use crate::containerd::{Daemon, with_each};
+use crate::areas::containerd_cri::Pod;
+use crate::containerd::{Daemon, Pods, with_each, with_each_cri};
 use crate::host::process;
 use crate::registry::Result;
 use crate::terminal::Terminal;
 use crate::test;
 use crate::test::Rtc;
+use crate::wait::until;
 
 /// `ctr run` with it, not started yet; and the id. The last of two `--runtime` counts.
 fn run<'t>(containerd: &Daemon<'t>, flags: &[&str], args: &[&str]) -> (Rtc<'t>, String) {
@@ -44,10 +46,11 @@ test!(
                 "{}",
                 program.display()
             );
-            containerd
-                .exec(&id, &["sh", "-c", "echo in; exit 5"])?
-                .code(5)?
-                .stdout_is("in\n")?;
+            // ctr 1.6 may be gone before the last of the output.
+            until("the output of an exec", || {
+                let exec = containerd.exec(&id, &["sh", "-c", "echo in; exit 5"])?.code(5)?;
+                Ok((exec.stdout == "in\n").then_some(()))
+            })?;
             containerd.ctr(["task", "ps", &id])?.mentions(&pid.to_string())?;
             containerd.ctr(["task", "pause", &id])?.ok()?;
             containerd.wait(&id, "PAUSED")?;
@@ -94,6 +97,39 @@ test!(
                 .exec(&id, &["nosuch"])?
                 .fails_with(&["executable file not found in $PATH"])?;
             containerd.remove(&id)
+        })
+    }
+);
+
+test!(
+    fn a_pod_of_containerds_cri_plugin_and_shim_runs_logs_and_executes(t: &Test) -> Result {
+        with_each_cri(t, Pods::OwnShim, |containerd| {
+            let pod = Pod::start(containerd)?;
+            let web = pod.run("web", "echo out; echo err >&2; sleep 1000")?;
+            let inspected = containerd.crictl(&[
+                "inspectp",
+                "--output",
+                "go-template",
+                "--template",
+                "{{.info.runtimeOptions}}",
+                &pod.id,
+            ])?;
+            inspected.mentions(&t.rtc.display().to_string())?;
+            pod.exec(&web, &["echo", "in"])?.prints("in")?;
+            pod.exec(&web, &["sh", "-c", "exit 3"])?.fails_with(&[])?;
+            let log = pod.log("web", "stderr F err")?;
+            ensure!(log.contains("stdout F out"), "{log}");
+            containerd.crictl(&["stop", "--timeout", "0", &web])?.ok()?;
+            let state = containerd.crictl(&[
+                "inspect",
+                "--output",
+                "go-template",
+                "--template",
+                "{{.status.exitCode}}",
+                &web,
+            ])?;
+            state.prints("137")?;
+            pod.remove()
         })
     }
 );

@@ -28,8 +28,8 @@ PROGRAMS = {
     "shim": ("containerd-shim-rtc-v2", "containerd-shim-rtc-v2", "--shim"),
     "cri": ("rtc-cri", "rtc-cri", "--cri"),
 }
-# Longest that the tests of one mutation may take, in seconds: without a defence they may hang.
-LIMIT = 900
+# Longest that the tests of one mutation may take, in seconds: without a defence they may hang. The first build takes long.
+LIMIT, BUILD_LIMIT = 900, 7200
 
 
 class Mutation:
@@ -130,20 +130,21 @@ class Bench:
             for crate in mutation.crates():
                 self.named[crate].update(mutation.fails + mutation.may)
 
-    def run(self, command, **options):
+    def run(self, command, limit=LIMIT, **options):
         self.log.write(f"$ {' '.join(command)}\n")
         self.log.flush()
         try:
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, errors="replace", **options)
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=limit, errors="replace", **options)
         except subprocess.TimeoutExpired as error:
-            raise ValueError(f"{command[0]} {command[1]} did not end in {LIMIT} s") from error
+            raise ValueError(f"{command[0]} {command[1]} did not end in {limit} s") from error
         self.log.write(ended.stdout + ended.stderr)
         self.log.flush()
         return ended
 
     def cargo(self, *words):
         environment = dict(os.environ, CARGO_TARGET_DIR=self.target)
-        return self.run(["cargo", *words], cwd=self.tree, env=environment)
+        limit = BUILD_LIMIT if words[0] == "build" or "--no-run" in words else LIMIT
+        return self.run(["cargo", *words], limit, cwd=self.tree, env=environment)
 
     def program(self, crate, mutated):
         return os.path.join(self.target if mutated else self.ours, TRIPLE, "debug", PROGRAMS[crate][1])
@@ -152,7 +153,7 @@ class Bench:
         """What is not mutated: the outside tests, and the programs that tests of these crates need besides."""
         packages = ["rtc-tests"] + [PROGRAMS[crate][0] for crate in PROGRAMS if crates - {"runtime"} or crate in crates]
         words = [word for package in packages for word in ("--package", package)]
-        ended = self.run(["cargo", "build", "--quiet", "--locked", *words], cwd=self.root)
+        ended = self.run(["cargo", "build", "--quiet", "--locked", *words], BUILD_LIMIT, cwd=self.root)
         if ended.returncode != 0:
             sys.exit(ended.stderr)
 

@@ -23,11 +23,12 @@ def add_iptables(layer):
     layer.file("usr/sbin/" + os.path.basename(program), images.read(program), 0o755)
     for name in IPTABLES:
         layer.hard_link("usr/sbin/" + name, "usr/sbin/" + os.path.basename(program))
-    linked = subprocess.check_output(["ldd", program], text=True)
+    directory = "/usr/lib/x86_64-linux-gnu/xtables"
+    extensions = [f"{directory}/{name}" for name in sorted(os.listdir(directory))]
+    for path in extensions:
+        layer.file(path[1:], images.read(path), 0o755)
+    linked = subprocess.check_output(["ldd", program, *extensions], text=True)
     images.add_libraries(layer, "", sorted(set(re.findall(r"^\s*(lib\S+) => /", linked, re.MULTILINE))))
-    extensions = "/usr/lib/x86_64-linux-gnu/xtables"
-    for name in sorted(os.listdir(extensions)):
-        layer.file(f"{extensions[1:]}/{name}", images.read(f"{extensions}/{name}"), 0o755)
     layer.directory("run")
     layer.directory("tmp", 0o1777)
 

@@ -23,6 +23,7 @@ pub mod process;
 pub mod procfs;
 pub mod resctrl;
 pub mod rootfs;
+pub mod rootless;
 pub mod sealed_exe;
 pub mod seccomp;
 pub mod sys;

@@ -170,7 +170,11 @@ impl Moved {
             }
             let exists = error.errno == Errno::EEXIST;
             let error = anyhow::Error::from(error);
-            return Err(if exists { error.context(taken(&candidate)) } else { error });
+            return Err(if exists {
+                error.context(taken(&candidate))
+            } else {
+                error
+            });
         };
         let device = Device {
             name: name.to_owned(),
@@ -178,9 +182,7 @@ impl Moved {
             was_up: found.up,
             addresses: found.addresses,
         };
-        let set_up = self
-            .container
-            .set_up(&device.new_name, &device.addresses, true);
+        let set_up = self.container.set_up(&device.new_name, &device.addresses, true);
         self.devices.push(device);
         set_up.context("in the container's network namespace")
     }

@@ -258,6 +258,7 @@ impl<'t> Daemon<'t> {
         let own = [
             self.directory.join("bin"),
             self.peers.join("runc/bin"),
+            self.peers.join("criu/bin"),
             self.programs.clone(),
         ];
         let own: Vec<_> = own.iter().map(|path| path.to_string_lossy()).collect();

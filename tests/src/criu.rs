@@ -9,11 +9,11 @@ use crate::output::Output;
 use crate::registry::Result;
 use crate::test::Test;
 
-/// Our `PATH`, and behind it the CRIU of hack/peers.
+/// The CRIU of hack/peers, and behind it our `PATH`.
 pub(crate) fn search_path() -> String {
     let own = std::env::var("PATH").unwrap_or_default();
     match std::env::var_os("PEERS").filter(|peers| !peers.is_empty()) {
-        Some(peers) => format!("{own}:{}", Path::new(&peers).join("criu/bin").display()),
+        Some(peers) => format!("{}:{own}", Path::new(&peers).join("criu/bin").display()),
         None => own,
     }
 }

@@ -43,6 +43,7 @@ mod supervisor;
 mod sys;
 mod terminal;
 mod test;
+mod user;
 mod wait;
 
 use std::process::ExitCode;

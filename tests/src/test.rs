@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use crate::bundle::Bundle;
 use crate::host::cgroup::{self, Cgroup};
 use crate::output::Output;
+use crate::user::User;
 use crate::{lists, registry};
 
 /// Exit status of a test process that skipped.
@@ -68,6 +69,8 @@ pub(crate) struct Test {
     pub(crate) cgroup: Cgroup,
     /// Part of all names that would otherwise be global.
     pub(crate) unique: String,
+    /// Who runs the runtime; root where nobody else.
+    pub(crate) user: RefCell<Option<User>>,
     /// The runner's directory for this test: parent of the others.
     base: PathBuf,
     counter: Cell<u32>,
@@ -114,6 +117,7 @@ pub(crate) fn main(path: &str) -> Result<ExitCode> {
         directory: base.join("t"),
         unique: unique(&cgroup.path),
         cgroup,
+        user: RefCell::default(),
         base,
         counter: Cell::new(0),
         to_delete: RefCell::default(),
@@ -158,6 +162,7 @@ impl Test {
             cgroup: Cgroup {
                 path: cgroup.to_owned(),
             },
+            user: RefCell::default(),
             base: base.to_owned(),
             counter: Cell::new(0),
             to_delete: RefCell::default(),
@@ -417,7 +422,15 @@ impl Rtc<'_> {
         if let Some(script) = &self.shell {
             words.extend(["/bin/busybox", "sh", "-c", script, "sh"].map(OsString::from));
         }
-        words.push(self.program.clone().into_os_string());
+        let user = self.test.user.borrow().clone();
+        let program = match &user {
+            Some(user) => {
+                words.extend(user.words());
+                user.reachable(&self.program, &self.test.directory)?
+            }
+            None => self.program.clone(),
+        };
+        words.push(program.into_os_string());
         words.extend(self.args.iter().cloned());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);

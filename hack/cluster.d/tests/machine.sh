@@ -22,6 +22,7 @@ snapshot() {
 # A second cluster beside this one: it comes up, and with its end the machine is as before.
 test_down_leaves_the_machine_as_it_was() {
   local second=$DIRECTORY-second server
+  # shellcheck disable=SC2153
   server=$(. "$DIRECTORY/settings" && echo "$SERVER")
   snapshot "$second" >"$DIRECTORY/before"
   (

@@ -14,11 +14,11 @@ spec: { type: NodePort, selector: { app: web }, ports: [{ port: 80, targetPort: 
 YAML
   ready web client
   address=$(field service/web '{.spec.clusterIP}') port=$(field service/web '{.spec.ports[0].nodePort}')
-  eventually 30 k exec client -- wget -q -T 3 -O - "http://$address"
+  eventually 30 k exec client -- timeout 5 wget -q -O - "http://$address"
   for url in http://web "http://web.$NAMESPACE" "http://web.$NAMESPACE.svc.cluster.local" "http://$NODE_IP:$port"; do
-    equal "client: $url" "$(k exec client -- wget -q -T 5 -O - "$url")" web
+    equal "client: $url" "$(k exec client -- timeout 5 wget -q -O - "$url")" web
   done
-  equal 'to itself' "$(k exec web -- wget -q -T 5 -O - http://web)" web
+  equal 'to itself' "$(k exec web -- timeout 5 wget -q -O - "http://$address")" web
   equal 'the node' "$(page "$address" 80)" web
   contains 'the API server' "$(k exec client -- sh -c 'echo | nc -w 3 kubernetes.default 443 && echo open')" open
 }
@@ -31,30 +31,53 @@ test_a_service_has_several_endpoints_or_none() {
   pod client "$STAY" | apply
   k rollout status deployment/web --timeout=120s >/dev/null
   ready client
-  eventually 30 k exec client -- wget -q -T 3 -O - http://web
-  answers=$(k exec client -- sh -c 'for i in $(seq 60); do wget -q -T 3 -O - http://web; done' | sort | uniq -c | wc -l)
+  eventually 30 k exec client -- timeout 5 wget -q -O - http://web
+  answers=$(k exec client -- sh -c 'for i in $(seq 60); do timeout 5 wget -q -O - http://web; done' | sort | uniq -c | wc -l)
   equal 'endpoints that answered' "$answers" 3
   k scale deployment/web --replicas 0 >/dev/null
   eventually 60 refused
 }
-refused() { k exec client -- sh -c 'wget -q -T 5 -O - http://web' 2>&1 | grep -q refused; }
+refused() { [[ $(k exec client -- timeout 5 wget -q -O - http://web 2>&1 || true) == *refused* ]]; }
 
+# resolver NAME: a pod that forwards queries to the cluster's DNS, and is asked by a Service or a port of the node.
+resolver() {
+  k create configmap resolver --from-literal='Corefile=. {
+      forward . 10.96.0.10
+    }' --dry-run=client -o yaml | k apply -f - >/dev/null
+  k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: { name: $1, labels: { app: resolver } }
+spec:
+  terminationGracePeriodSeconds: 0
+  volumes: [{ name: config, configMap: { name: resolver } }]
+  containers:
+  - name: main
+    image: $(kube -n kube-system get deployment coredns -o 'jsonpath={.spec.template.spec.containers[0].image}')
+    args: [-conf, /config/Corefile]
+    ports: [{ containerPort: 53, hostPort: 53, protocol: UDP }]
+    volumeMounts: [{ name: config, mountPath: /config }]
+YAML
+  ready "$1"
+}
+
+# Also by the pod that is there next: what the node remembers of the first one's connections is forgotten.
 test_udp_by_a_service_and_by_a_host_port() {
   local address
-  pod echo 'exec nc -lu -p 5000 -e sh -c "read -r line; echo got \$line"' \
-    '{"ports": [{"containerPort": 5000, "hostPort": 15000, "protocol": "UDP"}]}' | apply
+  resolver one
   pod client "$STAY" | apply
-  k expose pod echo --port 5000 --protocol UDP >/dev/null
-  ready echo client
-  address=$(field service/echo '{.spec.clusterIP}')
-  eventually 60 udp_answers "$address" 5000
-  k delete pod echo >/dev/null
-  pod echo 'exec nc -lu -p 5000 -e sh -c "read -r line; echo got \$line"' \
-    '{"ports": [{"containerPort": 5000, "hostPort": 15000, "protocol": "UDP"}]}' | apply
-  ready echo
-  eventually 60 udp_answers "$NODE_IP" 15000
+  k create service clusterip resolver --tcp 1:1 --dry-run=client -o json |
+    jq '.spec.ports = [{name: "dns", port: 5353, targetPort: 53, protocol: "UDP"}, {name: "low", port: 53, targetPort: 53, protocol: "UDP"}]' | apply
+  ready client
+  address=$(field service/resolver '{.spec.clusterIP}')
+  eventually 60 resolves "$address"
+  eventually 60 resolves "$NODE_IP"
+  k delete pod one >/dev/null
+  resolver two
+  eventually 60 resolves "$address"
+  eventually 60 resolves "$NODE_IP"
 }
-udp_answers() { k exec client -- sh -c "echo ping | nc -u -w 2 $1 $2" | grep -q 'got ping'; }
+resolves() { k exec client -- timeout 3 nslookup kubernetes.default.svc.cluster.local "$1" | grep -q 10.96.0.1; }
 
 test_dns_knows_services_pods_and_what_is_not_there() {
   pod client "$STAY" | apply
@@ -71,7 +94,7 @@ test_a_host_port_leads_to_the_pod() {
     '{"ports": [{"containerPort": 80, "hostPort": 18080}]}' | apply
   pod client "$STAY" | apply
   ready web client
-  equal 'a pod' "$(k exec client -- wget -q -T 5 -O - "http://$NODE_IP:18080")" 'by port'
+  equal 'a pod' "$(k exec client -- timeout 5 wget -q -O - "http://$NODE_IP:18080")" 'by port'
   equal 'the node' "$(page "$NODE_IP" 18080)" 'by port'
   k delete pod web >/dev/null
   if page "$NODE_IP" 18080 2>/dev/null; then fail 'the port still answers'; fi

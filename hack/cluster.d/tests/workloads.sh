@@ -7,11 +7,12 @@ deployment() {
     apiVersion: "apps/v1", kind: "Deployment", metadata: {name: $name},
     spec: {replicas: $replicas, selector: {matchLabels: {app: $name}},
       strategy: {rollingUpdate: {maxUnavailable: 0, maxSurge: 1}},
-      template: {metadata: {labels: {app: $name}}, spec: {terminationGracePeriodSeconds: 3,
+      template: {metadata: {labels: {app: $name}}, spec: {terminationGracePeriodSeconds: 10,
         containers: [{name: "main", image: $image, command: ["sh", "-c", $script],
           readinessProbe: {httpGet: {path: "/", port: 80}, periodSeconds: 1}}]}}}}'
 }
-serve() { echo "mkdir -p /www; echo $1 >/www/index.html; trap 'sleep 1; exit 0' TERM; httpd -f -p 80 -h /www & wait"; }
+# It answers for a while after it is told to end, as long as rules may still lead to it.
+serve() { echo "mkdir -p /www; echo $1 >/www/index.html; trap 'sleep 4; exit 0' TERM; httpd -f -p 80 -h /www & wait"; }
 
 # While every pod is replaced, a client of the Service has an answer each time.
 test_a_deployment_is_updated_without_a_gap() {
@@ -19,8 +20,8 @@ test_a_deployment_is_updated_without_a_gap() {
   deployment web 3 "$(serve one)" | apply
   k expose deployment web --port 80 >/dev/null
   k rollout status deployment/web --timeout=120s >/dev/null
-  pod client "until wget -q -T 2 -O /dev/null http://web; do sleep 0.2; done; echo begun
-    n=0; while :; do n=\$((n+1)); wget -q -T 2 -O - http://web || echo gap; sleep 0.05; done" | apply
+  pod client "until wget -q -O /dev/null http://web; do sleep 0.2; done; echo begun
+    n=0; while :; do n=\$((n+1)); timeout 5 wget -q -O - http://web || echo gap; sleep 0.05; done" | apply
   ready client
   eventually 60 log_has client one
   deployment web 3 "$(serve two)" | apply

@@ -343,8 +343,7 @@ impl Criu {
                 if refused.is_none() {
                     refused = notified(&response, descriptor).err();
                 }
-                // It may end meanwhile: that is heard next.
-                let _ = self.send(&message::notified(refused.is_none()));
+                self.send(&message::notified(refused.is_none()))?;
                 continue;
             }
             return match refused {
@@ -356,7 +355,11 @@ impl Criu {
     }
 
     fn send(&self, bytes: &[u8]) -> Result<()> {
-        fd::send(&self.socket, bytes, &[]).context("talk to CRIU")
+        match fd::send(&self.socket, bytes, &[]) {
+            // It has ended: that is heard next, with its last word.
+            Err(error) if error.errno == Errno::EPIPE => Ok(()),
+            sent => sent.context("talk to CRIU"),
+        }
     }
 
     /// `None`: it has closed its end.

@@ -20,6 +20,7 @@ mod dump;
 mod failure;
 mod image;
 mod message;
+mod restoration;
 mod restore;
 mod stdio;
 mod verify;

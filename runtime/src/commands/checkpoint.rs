@@ -146,6 +146,7 @@ fn restore(global: &Global, parsed: &Parsed) -> Result<i32> {
         preserve_fds: 0,
         listen_fds: 0,
         systemd_cgroup: global.systemd_cgroup,
+        rootless: global.rootless,
         reporter: None,
     };
     let run = RunOptions {

@@ -32,6 +32,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use rtc_runtime::container::{ContainerId, StateRoot};
+use rtc_runtime::rootless::{self, Rootless};
 use rtc_runtime::{log, sealed_exe, sys};
 
 use arguments::{Flag, Order, Parsed};
@@ -54,7 +55,7 @@ static GLOBAL_FLAGS: &[Flag] = &[
     ),
     Flag::value(
         "root",
-        "directory for the state of containers, in memory (default: /run/rtc)",
+        "directory for the state of containers, in memory (default: /run/rtc; of a user that is not root $XDG_RUNTIME_DIR/rtc)",
     ),
     Flag::switch(
         "systemd-cgroup",
@@ -66,7 +67,7 @@ static GLOBAL_FLAGS: &[Flag] = &[
     ),
     Flag::value(
         "rootless",
-        "ignore cgroup permission errors: true, false or auto (default: auto)",
+        "do without a cgroup that may not be made, where none is asked for: true, false or auto (default: auto, where the caller is not root)",
     ),
 ];
 
@@ -135,15 +136,17 @@ struct Global {
     /// `--root` was given: it must exist where nothing is created.
     root_is_given: bool,
     systemd_cgroup: bool,
+    rootless: Rootless,
 }
 
 impl Global {
     fn new(parsed: &Parsed) -> Result<Global> {
-        if let Some(value) = parsed.text("rootless")?
-            && !["true", "false", "auto"].contains(&value)
-        {
-            bail!("--rootless: {value:?}: must be true, false or auto");
-        }
+        let rootless = match parsed.text("rootless")? {
+            None | Some("auto") => Rootless::Auto,
+            Some("true") => Rootless::Always,
+            Some("false") => Rootless::Never,
+            Some(value) => bail!("--rootless: {value:?}: must be true, false or auto"),
+        };
         let managed = match parsed.text("cgroup-manager")? {
             None | Some("" | "cgroupfs") => false,
             Some("systemd") => true,
@@ -157,6 +160,7 @@ impl Global {
             root,
             root_is_given,
             systemd_cgroup: parsed.is_on("systemd-cgroup") || managed,
+            rootless,
         })
     }
 
@@ -168,11 +172,18 @@ impl Global {
 /// `/run/rtc`, or for other users a directory of theirs that ends with their session, as runc does.
 fn default_root() -> PathBuf {
     match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) if Path::new(&dir).is_absolute() && !nix::unistd::geteuid().is_root() => {
+        Some(dir) if Path::new(&dir).is_absolute() && honours_runtime_directory() => {
             Path::new(&dir).join("rtc")
         }
         _ => PathBuf::from("/run/rtc"),
     }
+}
+
+/// Whether `$XDG_RUNTIME_DIR` is the caller's. Root's is not used, nor that of who has become root of a user namespace and
+/// calls itself so.
+fn honours_runtime_directory() -> bool {
+    rootless::ordinary_user().is_some()
+        || (std::env::var_os("USER").is_none_or(|user| user != "root") && rootless::in_user_namespace())
 }
 
 /// A command that failed: what to report, and the exit code.

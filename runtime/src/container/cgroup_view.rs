@@ -15,9 +15,13 @@ const ROOT: &str = "/sys/fs/cgroup";
 #[must_use]
 pub fn cgroup_view(layout: &Layout, cgroup: &Cgroup) -> Cgroups {
     let Layout::V1(trees) = layout else {
-        return cgroup
-            .path()
-            .map_or(Cgroups::Absent, |own| Cgroups::Unified { own: own.to_owned() });
+        // A container without one is in its creator's, which others are in.
+        let foreign = cgroup.is_absent();
+        let own = match cgroup.path() {
+            Some(own) => own.to_owned(),
+            None => Path::new(ROOT).join(Layout::own_unified().unwrap_or_default()),
+        };
+        return Cgroups::Unified { own, foreign };
     };
     let mut hierarchies = Vec::new();
     for (controllers, own) in cgroup.paths().filter(|(controllers, _)| !controllers.is_empty()) {
@@ -89,7 +93,10 @@ pub fn delegated_to(spec: &Spec) -> Option<u32> {
     let mut mounts = spec.mounts().iter().flatten();
     let usual = |mount: &Mount| {
         mount.destination().components().eq(Path::new(ROOT).components())
-            && mount.typ().as_deref().is_some_and(|typ| typ.starts_with("cgroup"))
+            && mount
+                .typ()
+                .as_deref()
+                .is_some_and(|typ| typ.starts_with("cgroup"))
     };
     if !mounts.any(|mount| usual(mount) && shows_writable_cgroup(mount)) {
         return None;
@@ -146,7 +153,10 @@ mod tests {
         assert_eq!(to(both, ""), Some(2004));
         assert_eq!(to(both, "\"ro\""), None);
         assert_eq!(to(r#"{"type": "user"}"#, ""), None);
-        assert_eq!(to(r#"{"type": "user"}, {"type": "cgroup", "path": "/x"}"#, ""), None);
+        assert_eq!(
+            to(r#"{"type": "user"}, {"type": "cgroup", "path": "/x"}"#, ""),
+            None
+        );
     }
 
     #[test]

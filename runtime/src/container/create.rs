@@ -29,7 +29,9 @@ use crate::container::cgroup_view::{cgroup_view, delegated_to};
 use crate::container::delete::run_poststop_hooks;
 use crate::container::handover::{send_listener, send_master, send_pidfd, write_pid_file};
 use crate::container::notify::{self, Notify};
-use crate::container::plan::{CreateOptions, check_terminal, payload, plan_root, waits_for_parent};
+use crate::container::plan::{
+    CreateOptions, check_terminal, opens_to_user, payload, plan_root, waits_for_parent,
+};
 use crate::container::state::{Locked, Record, StateRoot, process_stat};
 use crate::namespace::{IdMaps, Namespaces};
 use crate::process::channel::{Channel, Message};
@@ -42,7 +44,7 @@ use crate::procfs::Procfs;
 use crate::resctrl::Group;
 use crate::sys::clone::{CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUSER, Child};
 use crate::sys::process::has_ended;
-use crate::{hooks, log, netdev, rootfs, sys};
+use crate::{hooks, log, netdev, rootfs, rootless, sys};
 
 /// How long a cgroup is given to become empty after its processes were killed.
 pub(crate) const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
@@ -117,12 +119,6 @@ pub(super) struct HandedOver {
 impl<'a> Unfinished<'a> {
     /// Steps 1 to 6.
     pub(super) fn begin(root: &StateRoot, options: &'a mut CreateOptions<'_>, gated: bool) -> Result<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            bail!(
-                "rtc must be run as root (user {} is not): rootless containers are not supported yet",
-                nix::unistd::geteuid()
-            );
-        }
         let directory = root.claim(&options.id)?;
         // What the shim was started by is no service manager of its containers.
         let prepared = match options.reporter {
@@ -172,20 +168,11 @@ impl<'a> Unfinished<'a> {
             .as_ref()
             .context("config.json: process is missing; nothing could be started")?;
         let namespaces = Namespaces::open(linux)?;
+        namespaces.check_caller()?;
         namespaces.check_names(spec)?;
-        let payload = payload(process, linux, options)?;
-        let layout = Layout::detect()?;
-        let driver = if options.systemd_cgroup {
-            Driver::Systemd
-        } else {
-            Driver::Cgroupfs
-        };
-        let cgroup = Cgroup::place(
-            linux.cgroups_path().as_deref(),
-            options.id.as_str(),
-            &layout,
-            driver,
-        )?;
+        let payload = payload(process, linux, &namespaces, options)?;
+        let (layout, cgroup) = self.place_cgroup(linux)?;
+        let driver = cgroup.driver();
         let mut record = first_record(options, cgroup, gated, namespaces.makes(CLONE_NEWPID));
         record.intel_rdt = linux
             .intel_rdt()
@@ -238,9 +225,39 @@ impl<'a> Unfinished<'a> {
             keep_only: None,
             reporter: options.reporter,
         };
+        if opens_to_user(&namespaces) {
+            // The child is born so, and we can't write its maps otherwise.
+            sys::process::set_dumpable(true)?;
+        }
         self.spawned = Some(spawn(&birth, |channel| init.run(channel))?);
         self.record_child()?;
-        self.release(linux, &namespaces, driver)
+        self.release(linux, &namespaces, driver)?;
+        if opens_to_user(&namespaces) {
+            sys::process::set_dumpable(false)?;
+        }
+        Ok(())
+    }
+
+    /// Where its cgroup will be. A machine without any has none for rootless containers.
+    fn place_cgroup(&self, linux: &Linux) -> Result<(Layout, Cgroup)> {
+        let options = self.options;
+        let driver = if options.systemd_cgroup {
+            Driver::Systemd
+        } else {
+            Driver::Cgroupfs
+        };
+        let path = linux.cgroups_path().as_deref();
+        let path = path.filter(|path| !path.as_os_str().is_empty());
+        let layout = match Layout::detect() {
+            Err(error) if path.is_none() && driver == Driver::Cgroupfs && options.rootless.excuses() => {
+                log::debug(|| format!("no cgroup: {error:#}"));
+                Layout::V1(Vec::new())
+            }
+            layout => layout?,
+        };
+        let mut cgroup = Cgroup::place(path, options.id.as_str(), &layout, driver)?;
+        cgroup.excuse(options.rootless, path.is_none());
+        Ok((layout, cgroup))
     }
 
     fn save(&self) -> Result<()> {
@@ -307,7 +324,14 @@ impl<'a> Unfinished<'a> {
             set_limits(cgroup, linux)?;
         }
         if let (Some(owner), Some(record)) = (delegated_to(&self.options.bundle.spec), &self.record) {
-            record.cgroup.delegate(owner).context("delegate the cgroup")?;
+            let given = record.cgroup.delegate(owner).context("delegate the cgroup");
+            match given {
+                // Of an ordinary user: to an id that newuidmap gave it.
+                Err(error) if rootless::was_refused(&error) && self.options.rootless.excuses() => {
+                    log::warn(format_args!("{error:#}"));
+                }
+                given => given?,
+            }
         }
         if waits_for_parent(&self.options.bundle.spec, namespaces, driver) {
             channel.go()
@@ -524,6 +548,7 @@ pub(crate) fn first_record(
         no_new_keyring: options.no_new_keyring,
         has_hooks: spec.hooks().is_some(),
         owns_pids,
+        time_namespace: false,
         intel_rdt: None,
     }
 }

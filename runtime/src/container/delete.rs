@@ -65,6 +65,9 @@ pub(crate) fn remove_killed(directory: Locked, record: &Record) -> Result<()> {
         return directory.remove();
     }
     if directory.status(record)? != Status::Stopped {
+        if record.cgroup.is_absent() {
+            record.kill_all().ok();
+        }
         record.signal(libc::SIGKILL).ok();
     }
     // Also what init left behind, where it did not own the PID namespace; and what is frozen.

@@ -31,9 +31,9 @@ use crate::process::program::Program;
 use crate::process::spawn::{Birth, Spawned, spawn};
 use crate::process::worker::Reporter;
 use crate::procfs::Procfs;
-use crate::sys::clone::{CLONE_NEWNS, CLONE_NEWUSER};
+use crate::sys::clone::{CLONE_NEWNS, CLONE_NEWTIME, CLONE_NEWUSER};
 use crate::sys::process;
-use crate::{log, seccomp, sys};
+use crate::{log, rootless, seccomp, sys};
 
 /// What `exec` is asked for.
 #[derive(Debug)]
@@ -238,6 +238,11 @@ impl Container<'_> {
             .iter()
             .flatten()
             .fold(0, |flags, namespace| flags | namespace::flag(namespace.typ()));
+        let flags = if self.record.time_namespace {
+            flags | CLONE_NEWTIME
+        } else {
+            flags
+        };
         let root = (flags & CLONE_NEWNS == 0)
             .then(|| self.open_root(&init))
             .transpose()?;
@@ -266,6 +271,7 @@ impl Container<'_> {
             keyring,
             terminal: terminal_of(Some(process), for_socket),
             preserve_fds: options.preserve_fds,
+            open_to_user: false,
         })
     }
 
@@ -336,7 +342,15 @@ fn apply_to_ourselves(wanted: &Process) -> Result<()> {
     }
     let procfs = Procfs::open()?;
     if let Some(score) = wanted.oom_score_adj() {
+        // To an ordinary user the file is root's while this process is hidden; it has not entered anything yet.
+        let hidden = rootless::ordinary_user().is_some();
+        if hidden {
+            process::set_dumpable(true)?;
+        }
         set_oom_score(&procfs, "self", score)?;
+        if hidden {
+            process::set_dumpable(false)?;
+        }
     }
     labels.write(&procfs)
 }

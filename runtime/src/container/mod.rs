@@ -25,6 +25,7 @@ pub mod run;
 pub mod start;
 pub mod state;
 pub mod update;
+mod without_cgroup;
 
 pub use create::{Created, create};
 pub use delete::delete;

@@ -11,13 +11,14 @@ use crate::annotations::Annotations;
 use crate::bundle::Bundle;
 use crate::cgroup::Driver;
 use crate::container::id::ContainerId;
-use crate::namespace::Namespaces;
+use crate::namespace::{IdMaps, Namespaces};
 use crate::process::identity::Identity;
 use crate::process::init::Root;
 use crate::process::payload::Payload;
 use crate::process::program::Program;
 use crate::process::terminal::TerminalRequest;
 use crate::process::worker::Reporter;
+use crate::rootless::{self, Rootless};
 use crate::sys::clone::{CLONE_NEWNS, CLONE_NEWUSER};
 use crate::sys::tty;
 use crate::{log, rootfs, seccomp};
@@ -45,6 +46,8 @@ pub struct CreateOptions<'a> {
     pub listen_fds: u32,
     /// Let systemd make the cgroup.
     pub systemd_cgroup: bool,
+    /// Whether a cgroup that can't be made is done without.
+    pub rootless: Rootless,
     /// In a worker of the shim: where init and the master of its terminal are reported. Nobody waits for init here.
     pub reporter: Option<&'a Reporter>,
 }
@@ -119,8 +122,22 @@ pub(crate) fn plan_root<'a>(
     Ok(Root::Directory(&bundle.rootfs))
 }
 
+/// Whether the caller is an ordinary user, and the container's user namespace is of its making: then the child is open to
+/// that user, whose its files in `/proc` are (its ids are mapped through them), as no other process is in there.
+pub(super) fn opens_to_user(namespaces: &Namespaces) -> bool {
+    namespaces.makes(CLONE_NEWUSER) && rootless::ordinary_user().is_some()
+}
+
 /// What the child becomes, prepared.
-pub(super) fn payload(process: &Process, linux: &Linux, options: &CreateOptions<'_>) -> Result<Payload> {
+pub(super) fn payload(
+    process: &Process,
+    linux: &Linux,
+    namespaces: &Namespaces,
+    options: &CreateOptions<'_>,
+) -> Result<Payload> {
+    if namespaces.makes(CLONE_NEWUSER) {
+        IdMaps::new(linux).check_ids(process.user().uid(), process.user().gid())?;
+    }
     let filter = linux.seccomp().as_ref().map(seccomp::compile).transpose()?;
     let annotations = match options.bundle.spec.annotations() {
         Some(all) => Annotations::read(all.iter())?.0,
@@ -165,5 +182,6 @@ pub(super) fn payload(process: &Process, linux: &Linux, options: &CreateOptions<
             options.console_socket.is_some() || options.reporter.is_some(),
         ),
         preserve_fds: options.preserve_fds,
+        open_to_user: opens_to_user(namespaces),
     })
 }

@@ -96,7 +96,7 @@ pub fn processes(root: &StateRoot, id: &ContainerId) -> Result<Vec<i32>> {
     if directory.status(&record)? == Status::Stopped && !record.cgroup.exists() {
         return Ok(Vec::new());
     }
-    let pids = record.cgroup.processes().context("the container's processes")?;
+    let pids = record.processes().context("the container's processes")?;
     Ok(pids.into_iter().map(nix::unistd::Pid::as_raw).collect())
 }
 

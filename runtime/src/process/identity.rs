@@ -13,6 +13,7 @@ use oci_spec::runtime::{
 };
 
 use crate::process::memory_policy::MemoryPolicy;
+use crate::rootless;
 use crate::sys::Errno;
 use crate::sys::process::{self, CapabilitySets, SchedAttr};
 
@@ -201,7 +202,7 @@ impl Identity {
         if self.uid != 0 {
             process::keep_capabilities()?;
         }
-        process::set_ids(self.uid, self.gid, self.groups.as_deref()).context("process.user")?;
+        self.assume_ids().context("process.user")?;
         process::capset(sets).context("process.capabilities")?;
         process::clear_ambient()?;
         let mut warnings = Vec::new();
@@ -221,6 +222,26 @@ impl Identity {
             process::set_no_new_privileges()?;
         }
         Ok(warnings)
+    }
+}
+
+impl Identity {
+    /// Group and user. Root of a user namespace that denies setgroups(2) keeps the groups it has, as no others can be had;
+    /// none may have been asked for.
+    fn assume_ids(&self) -> Result<()> {
+        match process::set_ids(self.uid, self.gid, self.groups.as_deref()) {
+            Err(error)
+                if error.errno == Errno::EPERM
+                    && error.call.starts_with("setgroups")
+                    && rootless::in_user_namespace() =>
+            {
+                if let Some(groups) = self.groups.as_ref().filter(|groups| !groups.is_empty()) {
+                    bail!("additionalGids: {groups:?}: the user namespace denies setgroups");
+                }
+                Ok(process::set_ids(self.uid, self.gid, None)?)
+            }
+            done => Ok(done?),
+        }
     }
 }
 

@@ -148,6 +148,7 @@ impl Init<'_> {
             self.payload.identity.become_root()?;
             // A change of the user forgets it.
             process::set_parent_death_signal(libc::SIGKILL)?;
+            self.namespaces.make_time_namespace_inside()?;
         }
         if self.namespaces.makes(CLONE_NEWCGROUP) {
             // Only now is this process in its cgroup, which becomes the root of the namespace.

@@ -61,6 +61,16 @@ impl<'a> IdMapper<'a> {
         }
     }
 
+    /// Whether a new user namespace of the container's does not have the user.
+    pub(crate) fn lacks_user(&self, id: u32) -> bool {
+        matches!(&self.container, Container::New { uids, .. } if !has(uids, id))
+    }
+
+    /// Whether a new user namespace of the container's does not have the group.
+    pub(crate) fn lacks_group(&self, id: u32) -> bool {
+        matches!(&self.container, Container::New { gids, .. } if !has(gids, id))
+    }
+
     /// Maps the owners of a detached mount: as the option says, or the mount, otherwise as the container does.
     #[expect(
         clippy::disallowed_methods,
@@ -101,6 +111,7 @@ impl<'a> IdMapper<'a> {
         sys::mount_setattr(tree, flags, &change).map_err(|errno| {
             let hint = match errno {
                 Errno::ENOSYS => " (needs Linux 5.12)",
+                Errno::EPERM => " (only root of the machine can map the owners of this filesystem)",
                 Errno::EINVAL => " (this kernel can't map owners on the source's filesystem)",
                 _ => "",
             };
@@ -111,6 +122,13 @@ impl<'a> IdMapper<'a> {
         })?;
         Ok(())
     }
+}
+
+fn has(mappings: &[LinuxIdMapping], id: u32) -> bool {
+    mappings.iter().any(|map| {
+        id.checked_sub(map.container_id())
+            .is_some_and(|offset| offset < map.size())
+    })
 }
 
 fn namespace_with<'m>(

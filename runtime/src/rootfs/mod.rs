@@ -321,12 +321,12 @@ fn plan_mount(
     }
     Ok(match cgroups {
         Cgroups::Absent => None,
-        Cgroups::Unified { own } => Some(Action::Mount(Planned {
+        Cgroups::Unified { own, foreign } => Some(Action::Mount(Planned {
             destination: mounts::Destination {
                 path,
                 links: path::Links::Follow,
             },
-            step: cgroup_mounts::plan_unified(mount, options, own, cgroup_namespace)?,
+            step: cgroup_mounts::plan_unified(mount, options, own, *foreign, cgroup_namespace)?,
         })),
         Cgroups::Legacy { hierarchies, links } => Some(Action::Cgroups(cgroup_mounts::plan_legacy(
             path,

@@ -26,6 +26,7 @@ use super::idmap::IdMapper;
 use super::options::{self, Change, Options, Superblock};
 use super::path::{InsidePath, Links, Make, Root, c_string, open_error};
 use super::tree::{Attributes, Filesystem, Source, at, change_attached, is_directory, parameter};
+use crate::rootless;
 use crate::sys::mount as sys;
 use crate::sys::open::openat2;
 use crate::sys::xattr;
@@ -168,13 +169,22 @@ impl Planner<'_> {
         })
     }
 
-    fn plan_bind(&mut self, mount: &Mount, options: Options, mapped: bool) -> Result<Step> {
+    fn plan_bind(&mut self, mount: &Mount, mut options: Options, mapped: bool) -> Result<Step> {
         let Some(path) = mount.source() else {
             bail!("source: missing: a bind mount needs the path to show");
         };
-        let path = c_string(self.bundle.join(path))?;
-        let mut source = Source::new(path, options.recursive, options.source_nofollow);
+        let path = self.bundle.join(path);
+        if shows_writable_cgroups(&path, &options) && rootless::is_unprivileged() {
+            options.recursive_change.set(sys::attr::RDONLY);
+        }
+        let mut source = Source::new(c_string(path)?, options.recursive, options.source_nofollow);
         if mapped {
+            if let Some(user) = rootless::ordinary_user() {
+                bail!(
+                    "uidMappings, gidMappings, idmap: id-mapped mounts are not supported for rootless containers: user \
+                     {user} can't map the owners of a file system that is not of its user namespace"
+                );
+            }
             let recursive = options.idmap == Some(true);
             let custom = options.mapping.as_ref();
             source.open_mapped(|tree| self.mapper.apply(tree, mount, custom, recursive))?;
@@ -186,6 +196,29 @@ impl Planner<'_> {
             attributes: Attributes::of(options.change, options.recursive_change, options.propagation),
             copy_symlink: options.copy_symlink,
         })
+    }
+
+    /// A file system can have no owner that a new user namespace does not have. (What devpts is given for its group is
+    /// left out then: see [`Filesystem::create`].)
+    fn check_owner(&self, fs_type: &str, parameters: &[(CString, Option<CString>)]) -> Result<()> {
+        for (key, value) in parameters {
+            let Some(id) = value.as_ref().and_then(|value| value.to_str().ok()?.parse().ok()) else {
+                continue;
+            };
+            let missing = match key.to_bytes() {
+                b"uid" => self.mapper.lacks_user(id),
+                b"gid" if fs_type != "devpts" => self.mapper.lacks_group(id),
+                _ => false,
+            };
+            if missing {
+                bail!(
+                    "options: \"{}={id}\": cannot specify {0}= mount option for rootless container: the user namespace \
+                     has no such id (linux.{0}Mappings)",
+                    key.to_string_lossy()
+                );
+            }
+        }
+        Ok(())
     }
 
     fn plan_filesystem(&self, mount: &Mount, fs_type: &str, options: Options) -> Result<Step> {
@@ -217,10 +250,12 @@ impl Planner<'_> {
         if read_only && !KERNEL_FILESYSTEMS.contains(&fs_type) {
             parameters.push((c"ro".into(), None));
         }
+        if self.user_namespace {
+            self.check_owner(fs_type, &parameters)?;
+        }
         let has_mode = parameters.iter().any(|(key, _)| key.as_c_str() == c"mode");
         // Only where the host's mount shows the namespace that the container is in.
         let fallback = match fs_type {
-            _ if !self.user_namespace => None,
             "proc" if self.shared.pid => Some(c"/proc".into()),
             "sysfs" if self.shared.network => Some(c"/sys".into()),
             "mqueue" if self.shared.ipc => Some(c"/dev/mqueue".into()),
@@ -242,6 +277,15 @@ impl Planner<'_> {
             read_only_later,
         }))
     }
+}
+
+/// Whether a read-only mount of the host's /sys has its cgroups in it, which are mounts of their own and stay writable. To
+/// a rootless container its user's are (CVE-2023-25809).
+fn shows_writable_cgroups(source: &Path, options: &Options) -> bool {
+    options.recursive
+        && options.change.set & sys::attr::RDONLY != 0
+        && source.starts_with("/sys")
+        && Path::new("/sys/fs/cgroup").starts_with(source)
 }
 
 /// A mount to be made read-only when nothing has to be made in it any more.

@@ -27,7 +27,7 @@ impl Change {
         self == Change::default()
     }
 
-    fn set(&mut self, bits: u64) {
+    pub(crate) fn set(&mut self, bits: u64) {
         self.set |= bits;
         self.clear &= !bits;
     }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
-use nix::fcntl::readlink;
+use nix::fcntl::readlinkat;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::cgroup_mounts::Cgroups;
@@ -131,6 +131,10 @@ impl Mounted {
         }
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the host's /proc, asked for a descriptor of ours"
+    )]
     fn find(&self, path: &str) -> Result<Option<(OwnedFd, String)>> {
         let path = InsidePath::new(Path::new(path))?;
         let found = match self.0.open(&path, 0, Links::Follow) {
@@ -139,7 +143,7 @@ impl Mounted {
         };
         // As the container has it: the kernel gives the path up to the root of the mount namespace.
         let link = format!("/proc/self/fd/{}", found.as_raw_fd());
-        let point = readlink(link.as_str()).call(|| format!("readlink({link:?})"))?;
+        let point = readlinkat(sys::cwd(), link.as_str()).call(|| format!("readlink({link:?})"))?;
         let point = point.into_string().ok().context("its path is not UTF-8")?;
         Ok(Some((found, point)))
     }

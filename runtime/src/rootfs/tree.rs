@@ -11,6 +11,7 @@ use nix::unistd::fchdir;
 
 use super::options::{self, Change};
 use super::path::c_string;
+use crate::rootless;
 use crate::sys::mount::{self as sys, AT_RECURSIVE, MountAttr};
 use crate::sys::{Error, Named};
 
@@ -301,7 +302,9 @@ impl Filesystem {
     /// In the child: the detached mount, or where a user namespace may not have one the host's.
     pub(crate) fn create(&self, extra: Option<(&CStr, &CStr)>) -> Result<OwnedFd> {
         match self.try_create(extra, false) {
-            Err((Errno::EPERM | Errno::EBUSY, error)) if self.fallback.is_some() => {
+            Err((Errno::EPERM | Errno::EBUSY, error))
+                if self.fallback.is_some() && rootless::in_user_namespace() =>
+            {
                 self.host_mount().map_err(|_| error.into())
             }
             // A terminal group that the user namespace doesn't have.

@@ -25,6 +25,7 @@ use rtc_runtime::container::{
     self, ContainerId, CreateOptions, ExecOptions, ExecProcess, NotFound, StateRoot,
 };
 use rtc_runtime::process::worker::Reporter;
+use rtc_runtime::rootless::Rootless;
 use tokio::io::Interest;
 
 use super::{Create, Created, Exec, Started};
@@ -141,6 +142,7 @@ impl Embedded {
             preserve_fds: 0,
             listen_fds: 0,
             systemd_cgroup: self.systemd_cgroup,
+            rootless: Rootless::Auto,
             reporter: Some(reporter),
         };
         let created = match &create.checkpoint {

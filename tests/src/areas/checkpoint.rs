@@ -230,7 +230,9 @@ test!(
         let before = numbers(&container)?;
         let restored = checkpoints.restore(&[])?;
         goes_on(&restored, &before)?;
-        restored.exec(&["mountpoint", "/real/conf"])?.ok()?;
+        restored
+            .exec(&["grep", " /real/conf ", "/proc/self/mountinfo"])?
+            .ok()?;
         Ok(())
     }
 );

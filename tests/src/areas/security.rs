@@ -279,7 +279,13 @@ test!(
     fn cve_2025_52565_a_dev_console_symlink_does_not_carry_the_terminal_elsewhere(t: &Test) -> Result {
         let socket = t.path("console");
         let listener = listen(&socket)?;
-        let bundle = without_mount(t.bundle().writable(), "/dev").set("/process/terminal", json!(true));
+        // The image's own /dev, with a devpts in it: else there is no terminal to be carried anywhere.
+        let bundle = t.bundle().writable().edit(|spec| {
+            if let Some(mounts) = spec["mounts"].as_array_mut() {
+                mounts.retain(|mount| mount["destination"] != "/dev");
+            }
+        });
+        let bundle = bundle.set("/process/terminal", json!(true));
         fs::write(bundle.rootfs().join("etc/victim"), "victim")?;
         symlink("/etc/victim", bundle.rootfs().join("dev/console"))?;
         let bundle = bundle.sh("stat -c 'type: %F' /etc/victim; sleep 1000000");

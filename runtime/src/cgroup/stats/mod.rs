@@ -248,6 +248,7 @@ impl Cgroup {
         if self.is_v2() {
             return v2::read(&self.main()?.path);
         }
+        self.main()?;
         v1::read(|controller| self.tree(controller).ok().map(|tree| tree.path.as_path()))
     }
 }

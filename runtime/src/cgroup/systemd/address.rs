@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::unistd::geteuid;
 
+use crate::rootless;
 use crate::sys::{Errno, Named as _};
 
 const BUS_SOCKET: &str = "/run/dbus/system_bus_socket";
@@ -48,18 +49,13 @@ impl Owner {
     /// Whose systemd this process is to ask. Root of a user namespace (a rootless engine's) asks the user's, where the
     /// environment has one; else it is root of a container with a systemd of its own.
     pub(super) fn of_caller() -> Self {
-        if !geteuid().is_root() {
-            return Self::User;
+        let names_one =
+            || variable("DBUS_SESSION_BUS_ADDRESS").is_some() || variable("XDG_RUNTIME_DIR").is_some();
+        if rootless::ordinary_user().is_some() || names_one() && rootless::in_user_namespace() {
+            Self::User
+        } else {
+            Self::Machine
         }
-        let whole = || {
-            std::fs::read_to_string("/proc/self/uid_map")
-                .is_ok_and(|map| map.split_ascii_whitespace().eq(["0", "0", "4294967295"]))
-        };
-        if variable("DBUS_SESSION_BUS_ADDRESS").is_none() && variable("XDG_RUNTIME_DIR").is_none() || whole()
-        {
-            return Self::Machine;
-        }
-        Self::User
     }
 
     /// Connects; whether it is to a bus.

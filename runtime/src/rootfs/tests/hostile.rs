@@ -113,8 +113,9 @@ fn cve_2025_52565_a_linked_console_is_covered_not_followed() {
             nix::pty::unlockpt(&master).unwrap();
             let slave = crate::sys::tty::open_peer(&master).unwrap();
             plan.console(slave.as_fd()).unwrap();
-            assert_eq!(fs::read_to_string("/etc/target").unwrap(), "safe");
+            // First: a terminal would be waited for.
             assert_eq!(at("/dev/console").fs_type, "devpts");
+            assert_eq!(fs::read_to_string("/etc/target").unwrap(), "safe");
         })
         .unwrap();
 }

@@ -5,7 +5,7 @@
 //! first line, where it dies with the boot: {"boot":"<boot id>"}; another boot's file is emptied
 //! open: the last line of each key counts; a torn last line is dropped (whoever wrote it was told of no success);
 //!       a line that can't be read is put aside (<file>.quarantine) and said, and never blocks the start
-//! compact: at open, and when most of it is old: written beside it (<file>.new), renamed over it
+//! compact: at open where a line can't be used, and when most of it is old: written beside it (<file>.new), renamed over it
 //! ```
 //!
 //! With plain `write(2)` it survives the death of its process, not that of the machine: what dies with the machine needs no

@@ -8,7 +8,7 @@ readonly FIRMWARE=(usr/share/seabios/bios-256k.bin usr/share/qemu/linuxboot_dma.
 
 packages() {
   cat "$HERE/packages"
-  printf '%s\n' linux-image-cloud-amd64 qemu-system-x86 virtiofsd conntrack iptables iputils-ping
+  printf '%s\n' linux-image-cloud-amd64 qemu-system-x86 virtiofsd conntrack criu iptables iputils-ping
 }
 
 take_kernel() {

@@ -18,6 +18,7 @@
 mod locate;
 mod validate;
 mod validate_linux;
+mod validate_machine;
 mod validate_mounts;
 mod validate_namespaces;
 mod validate_process;
@@ -30,7 +31,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use oci_spec::runtime::{LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxResources, Mount, Process, Spec};
 use serde::de::DeserializeOwned;
 
 use crate::log;
@@ -124,6 +125,22 @@ pub fn check_process(process: &Process) -> Result<Vec<String>> {
 pub fn check_sysctl(name: &str, value: &str, namespaces: libc::c_int) -> Result<()> {
     let namespaces = validate_namespaces::Namespaces::of(namespaces.cast_unsigned());
     validate_sysctl::sysctl(name, value, namespaces)
+}
+
+/// Checks mounts to be added to a running container with this configuration.
+pub fn check_mounts(spec: &Spec, mounts: &[Mount]) -> Result<()> {
+    let namespaces = match spec.linux() {
+        Some(linux) => validate_namespaces::Namespaces::check(linux)?,
+        None => validate_namespaces::Namespaces::default(),
+    };
+    let mut with_them = spec.clone();
+    with_them.set_mounts(Some(mounts.to_vec()));
+    let mut warnings = Vec::new();
+    validate_mounts::mounts(&with_them, namespaces, &mut warnings)?;
+    for warning in warnings {
+        log::warn(warning);
+    }
+    Ok(())
 }
 
 /// Checks limits to be set on a running container. Fields are named without the leading `linux.resources.`.
@@ -258,6 +275,8 @@ fn explain(path: &str, text: &str) -> String {
         "action" | "defaultAction" => "seccomp action",
         "op" => "seccomp operator",
         "policy" => "scheduler policy",
+        "mode" if path.contains("memoryPolicy") => "memory policy mode",
+        _ if path.contains("memoryPolicy") => "memory policy flag",
         _ if path.contains("architectures") => "seccomp architecture",
         _ if path.contains("flags") => "flag",
         _ => "value",

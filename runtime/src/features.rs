@@ -35,7 +35,8 @@ struct Linux {
     seccomp: Seccomp,
     apparmor: Enabled,
     selinux: Enabled,
-    intel_rdt: Enabled,
+    intel_rdt: IntelRdt,
+    memory_policy: MemoryPolicy,
     mount_extensions: MountExtensions,
     net_devices: Enabled,
 }
@@ -64,6 +65,19 @@ struct Seccomp {
 #[derive(Debug, Serialize)]
 struct Enabled {
     enabled: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct IntelRdt {
+    enabled: bool,
+    schemata: bool,
+    monitoring: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct MemoryPolicy {
+    modes: &'static [&'static str],
+    flags: &'static [&'static str],
 }
 
 #[derive(Debug, Serialize)]
@@ -110,17 +124,38 @@ pub fn features() -> Features {
             seccomp: seccomp(),
             apparmor: Enabled { enabled: true },
             selinux: Enabled { enabled: true },
-            intel_rdt: Enabled { enabled: false },
+            intel_rdt: IntelRdt {
+                enabled: true,
+                schemata: true,
+                monitoring: true,
+            },
+            memory_policy: MemoryPolicy {
+                modes: &[
+                    "MPOL_BIND",
+                    "MPOL_DEFAULT",
+                    "MPOL_INTERLEAVE",
+                    "MPOL_LOCAL",
+                    "MPOL_PREFERRED",
+                    "MPOL_PREFERRED_MANY",
+                    "MPOL_WEIGHTED_INTERLEAVE",
+                ],
+                flags: &[
+                    "MPOL_F_NUMA_BALANCING",
+                    "MPOL_F_RELATIVE_NODES",
+                    "MPOL_F_STATIC_NODES",
+                ],
+            },
             mount_extensions: MountExtensions {
                 idmap: Enabled { enabled: true },
             },
-            net_devices: Enabled { enabled: false },
+            net_devices: Enabled { enabled: true },
         },
         annotations: BTreeMap::from([
             ("org.rtc.commit", env!("RTC_COMMIT")),
             ("org.rtc.version", env!("CARGO_PKG_VERSION")),
         ]),
-        potentially_unsafe_config_annotations: &["org.systemd.property."],
+        // Prefixes. crun's make hooks write to files, keep the caller's groups, and choose how mounts are labelled.
+        potentially_unsafe_config_annotations: &["org.systemd.property.", "run.oci."],
     }
 }
 
@@ -213,6 +248,15 @@ mod tests {
         for (key, names) in [("architectures", known.archs), ("flags", &known.known_flags)] {
             let profile = serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW", key: names});
             serde_json::from_value::<oci_spec::runtime::LinuxSeccomp>(profile).unwrap();
+        }
+    }
+
+    #[test]
+    fn memory_policies_are_those_that_are_parsed() {
+        let MemoryPolicy { modes, flags } = features().linux.memory_policy;
+        for mode in modes {
+            let policy = serde_json::json!({"mode": mode, "flags": flags});
+            serde_json::from_value::<oci_spec::runtime::LinuxMemoryPolicy>(policy).unwrap();
         }
     }
 

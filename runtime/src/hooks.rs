@@ -13,19 +13,23 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SIGKILL, killpg};
 use nix::unistd::Pid;
 use oci_spec::runtime::Hook;
 
+use crate::annotations::Annotations;
 use crate::sys::process::{pidfd_open, pidfd_send_signal};
 
 /// The state of a container as hooks read it (runtime-spec, "State"), but for what changes between them.
@@ -73,6 +77,42 @@ impl State {
 /// What a failing hook printed is told up to here, in bytes.
 const OUTPUT_MAX: usize = 4096;
 
+/// Files that take what hooks print, in the place of errors that tell it (`run.oci.hooks.stdout`, `.stderr`).
+#[derive(Debug, Default)]
+pub struct Output {
+    stdout: Option<File>,
+    stderr: Option<File>,
+}
+
+impl Output {
+    /// Opens the files that annotations name, to append to them. They are made where they are missing, for their owner
+    /// alone.
+    ///
+    /// # Errors
+    ///
+    /// A file can't be opened for writing, or is a FIFO that nobody reads.
+    pub fn open<'a>(annotations: impl Iterator<Item = (&'a String, &'a String)>) -> Result<Self> {
+        let (annotations, _) = Annotations::read(annotations)?;
+        let open = |path: Option<&String>| -> Result<Option<File>> {
+            let Some(path) = path else { return Ok(None) };
+            let mut options = File::options();
+            options.append(true).create(true).mode(0o600);
+            // A FIFO would hold up everything.
+            let options = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+            let file = options
+                .open(path)
+                .with_context(|| format!("open {path:?} for the output of hooks"))?;
+            // Hooks expect a write to wait.
+            fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND)).context("fcntl(F_SETFL)")?;
+            Ok(Some(file))
+        };
+        Ok(Self {
+            stdout: open(annotations.hooks_stdout.as_ref())?,
+            stderr: open(annotations.hooks_stderr.as_ref())?,
+        })
+    }
+}
+
 /// Where hooks run, and with what.
 #[derive(Debug)]
 pub enum Place<'a> {
@@ -82,11 +122,15 @@ pub enum Place<'a> {
         bundle: &'a Path,
         /// A pidfd of init, where nothing is to be waited for once that has ended.
         init: Option<BorrowedFd<'a>>,
+        /// Where what they print goes.
+        output: &'a Output,
     },
     /// In the container's; a hook without an environment of its own gets that of the container's process.
     Container {
         /// `NAME=value`.
         environment: &'a [CString],
+        /// Where what they print goes.
+        output: &'a Output,
     },
 }
 
@@ -103,7 +147,7 @@ pub fn run(kind: &str, hooks: Option<&Vec<Hook>>, state: &str, place: &Place<'_>
 }
 
 fn run_one(hook: &Hook, state: &str, place: &Place<'_>) -> Result<()> {
-    let mut command = command(hook, place);
+    let mut command = command(hook, place)?;
     let mut child = command
         .spawn()
         .with_context(|| format!("run {}", hook.path().display()))?;
@@ -129,7 +173,7 @@ fn run_one(hook: &Hook, state: &str, place: &Place<'_>) -> Result<()> {
     }
 }
 
-fn command(hook: &Hook, place: &Place<'_>) -> Command {
+fn command(hook: &Hook, place: &Place<'_>) -> Result<Command> {
     let mut command = Command::new(hook.path());
     if let [name, arguments @ ..] = hook.args().as_deref().unwrap_or_default() {
         command.arg0(name).args(arguments);
@@ -141,7 +185,7 @@ fn command(hook: &Hook, place: &Place<'_>) -> Command {
                 .env_clear()
                 .envs(variables.iter().filter_map(|variable| variable.split_once('=')));
         }
-        (None, Place::Container { environment }) => {
+        (None, Place::Container { environment, .. }) => {
             command
                 .env_clear()
                 .envs(environment.iter().filter_map(|variable| {
@@ -159,12 +203,18 @@ fn command(hook: &Hook, place: &Place<'_>) -> Command {
         command.current_dir(bundle);
     }
     // In a process group of its own, so that a timeout ends what it started, too.
+    command.process_group(0).stdin(Stdio::piped());
+    let (Place::Runtime { output, .. } | Place::Container { output, .. }) = place;
+    let stream = |file: &Option<File>| -> Result<Stdio> {
+        Ok(match file {
+            Some(file) => file.try_clone().context("dup")?.into(),
+            None => Stdio::piped(),
+        })
+    };
     command
-        .process_group(0)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
+        .stdout(stream(&output.stdout)?)
+        .stderr(stream(&output.stderr)?);
+    Ok(command)
 }
 
 /// As Go words it, which is what tests of runc look for (`bad system call`).
@@ -191,7 +241,7 @@ fn follow(
     let mut unread = state.as_bytes();
     let (mut out, mut err) = (Vec::new(), Vec::new());
     for pipe in [&stdin, &stdout, &stderr].into_iter().flatten() {
-        nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+        fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     }
     loop {
         let mut waiting = vec![PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
@@ -282,7 +332,15 @@ mod tests {
         HookBuilder::default().path("/bin/sh").args(args).build().unwrap()
     }
 
-    const HERE: Place<'static> = Place::Container { environment: &[] };
+    const NO_OUTPUT: &Output = &Output {
+        stdout: None,
+        stderr: None,
+    };
+
+    const HERE: Place<'static> = Place::Container {
+        environment: &[],
+        output: NO_OUTPUT,
+    };
 
     fn run_shell(script: &str) -> Result<()> {
         run("poststart", Some(&vec![shell(script)]), "{\"id\":\"x\"}", &HERE)
@@ -299,6 +357,26 @@ mod tests {
         assert_eq!(
             format!("{error:#}"),
             "error running poststart hook #0: exit status 3, stdout: out, stderr: err"
+        );
+    }
+
+    #[test]
+    fn what_hooks_print_is_appended_to_files_where_so_told() {
+        let path = std::env::temp_dir().join(format!("rtc-hooks-{}", std::process::id()));
+        let (key, value) = ("run.oci.hooks.stdout".to_owned(), path.display().to_string());
+        let output = Output::open([(&key, &value)].into_iter()).unwrap();
+        let place = Place::Container {
+            environment: &[],
+            output: &output,
+        };
+        let hooks = vec![shell("echo one"), shell("echo two; echo bad >&2; exit 1")];
+        let error = run("poststop", Some(&hooks), "{}", &place).unwrap_err();
+        let written = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(written, "one\ntwo\n");
+        assert_eq!(
+            format!("{error:#}"),
+            "error running poststop hook #1: exit status 1, stdout: , stderr: bad"
         );
     }
 
@@ -330,6 +408,7 @@ mod tests {
         let environment = [CString::new("A=b=c").unwrap()];
         let place = Place::Container {
             environment: &environment,
+            output: NO_OUTPUT,
         };
         run("x", Some(&vec![shell("[ \"$A\" = b=c ]")]), "{}", &place).unwrap();
     }

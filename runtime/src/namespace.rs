@@ -2,32 +2,38 @@
 //!
 //! Made ones are flags of the one `clone3`. Joined ones are opened by the parent, so that the child never follows a
 //! path: first all others, the user namespace last, because root outside has every capability over the namespaces of
-//! its descendants but loses those over its own by entering one (user_namespaces(7)). A cgroup namespace is made by the
-//! child after it is in its cgroup, which becomes the namespace's root (cgroup_namespaces(7)).
+//! its descendants but loses those over its own by entering one (user_namespaces(7)). An ordinary user is the other way
+//! round: it has no capability before it has entered. A cgroup namespace is made by the child after it is in its cgroup,
+//! which becomes the namespace's root (cgroup_namespaces(7)).
 
-use std::fmt::Write as _;
+mod id_maps;
+
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use libc::c_int;
-use nix::unistd::Pid;
-use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType as Type, LinuxTimeOffset, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType as Type, LinuxTimeOffset, Spec};
 
+use crate::rootless;
 use crate::sys::clone::{
     CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWTIME, CLONE_NEWUSER,
     CLONE_NEWUTS,
 };
 use crate::sys::process;
 
+pub use id_maps::IdMaps;
+
 /// The namespaces of a new container.
 #[derive(Debug, Default)]
 pub struct Namespaces {
     /// `CLONE_NEW*` of those to make.
     made: c_int,
-    /// Those to join, the user namespace last.
+    /// Those to join, in order: the user namespace last, for an ordinary user first.
     joined: Vec<Joined>,
+    /// The caller is no root: what is made or joined needs the container's user namespace first.
+    user_first: bool,
     /// Lines for `/proc/self/timens_offsets`; empty where the time namespace keeps the clocks.
     time_offsets: String,
     /// All of a container's at once, for `exec`.
@@ -78,9 +84,11 @@ impl Namespaces {
             })?;
             namespaces.joined.push(Joined { flag, namespace });
         }
+        namespaces.user_first = rootless::ordinary_user().is_some();
+        let user_first = namespaces.user_first;
         namespaces
             .joined
-            .sort_by_key(|joined| joined.flag == CLONE_NEWUSER);
+            .sort_by_key(|joined| (joined.flag == CLONE_NEWUSER) != user_first);
         if let Some(offsets) = linux.time_offsets() {
             for clock in ["monotonic", "boottime"] {
                 if let Some(offset) = offsets.get(clock) {
@@ -142,6 +150,21 @@ impl Namespaces {
             }
         }
         Ok(())
+    }
+
+    /// Checks that the caller can have them: an ordinary user only with a user namespace, in which it has the power to.
+    ///
+    /// # Errors
+    ///
+    /// In runc's words.
+    pub fn check_caller(&self) -> Result<()> {
+        if !self.user_first || self.has(CLONE_NEWUSER) {
+            return Ok(());
+        }
+        bail!(
+            "linux.namespaces: rootless container requires user namespaces: add one of type \"user\", with \
+             linux.uidMappings and linux.gidMappings (see rtc spec --rootless), or run rtc as root"
+        )
     }
 
     /// What must stay open until [`Namespaces::enter`].
@@ -208,25 +231,56 @@ impl Namespaces {
     ///
     /// As setns(2), unshare(2); a clock offset the kernel refuses.
     pub fn enter_for_children(&self) -> Result<()> {
+        if let Some(namespace) = self.joined(CLONE_NEWUSER).filter(|_| self.user_first) {
+            process::setns(namespace, CLONE_NEWUSER).context("join the user namespace")?;
+        }
         if let Some(namespace) = self.joined(CLONE_NEWPID) {
             process::setns(namespace, CLONE_NEWPID).context("join the PID namespace")?;
         }
-        if self.makes(CLONE_NEWTIME) {
-            process::unshare(CLONE_NEWTIME).context("make a time namespace (Linux 5.6)")?;
-            if !self.time_offsets.is_empty() {
-                fs::write("/proc/self/timens_offsets", &self.time_offsets)
-                    .with_context(|| format!("linux.timeOffsets: set {:?}", self.time_offsets))?;
-            }
+        if self.makes(CLONE_NEWTIME) && !self.makes_time_inside() {
+            self.make_time_namespace()?;
         }
         Ok(())
+    }
+
+    fn make_time_namespace(&self) -> Result<()> {
+        process::unshare(CLONE_NEWTIME).context("make a time namespace (Linux 5.6)")?;
+        if !self.time_offsets.is_empty() {
+            fs::write("/proc/self/timens_offsets", &self.time_offsets)
+                .with_context(|| format!("linux.timeOffsets: set {:?}", self.time_offsets))?;
+        }
+        Ok(())
+    }
+
+    /// Whether the time namespace is made by the child, since only in its user namespace that is permitted.
+    fn makes_time_inside(&self) -> bool {
+        self.user_first && self.makes(CLONE_NEWTIME) && self.makes(CLONE_NEWUSER)
+    }
+
+    /// In the child, once it is root of its user namespace: makes the time namespace where its parent could not.
+    ///
+    /// # Errors
+    ///
+    /// As unshare(2), setns(2); a clock offset the kernel refuses.
+    pub fn make_time_namespace_inside(&self) -> Result<()> {
+        if !self.makes_time_inside() {
+            return Ok(());
+        }
+        // The offsets' file is root's where a change of the user has made this process undumpable.
+        process::set_dumpable(true)?;
+        self.make_time_namespace()?;
+        let path = Path::new("/proc/self/ns/time_for_children");
+        let own = open(path, CLONE_NEWTIME).with_context(|| format!("open {}", path.display()))?;
+        process::setns(own, CLONE_NEWTIME).context("enter the time namespace")
     }
 
     /// The caller's way back from [`Namespaces::enter_for_children`]: what must be opened before it.
     pub fn way_back(&self) -> Result<Vec<(OwnedFd, c_int)>> {
         let mut way = Vec::new();
+        let makes_time = self.makes(CLONE_NEWTIME) && !self.makes_time_inside();
         for (needed, path, flag) in [
             (self.joins(CLONE_NEWPID), "/proc/self/ns/pid", CLONE_NEWPID),
-            (self.makes(CLONE_NEWTIME), "/proc/self/ns/time", CLONE_NEWTIME),
+            (makes_time, "/proc/self/ns/time", CLONE_NEWTIME),
         ] {
             if needed {
                 way.push((
@@ -238,7 +292,8 @@ impl Namespaces {
         Ok(way)
     }
 
-    /// Enters all joined namespaces but the PID namespace, the user namespace last.
+    /// Enters all joined namespaces but the PID namespace, the user namespace last (an ordinary user's is entered
+    /// already).
     ///
     /// # Errors
     ///
@@ -256,7 +311,8 @@ impl Namespaces {
                     .context("enter the container's root")?;
             }
         }
-        for Joined { flag, namespace } in self.joined.iter().filter(|joined| joined.flag != CLONE_NEWPID) {
+        let entered = |flag| flag == CLONE_NEWPID || (flag == CLONE_NEWUSER && self.user_first);
+        for Joined { flag, namespace } in self.joined.iter().filter(|joined| !entered(joined.flag)) {
             process::setns(namespace, *flag)
                 .with_context(|| format!("join the {} namespace", name(*flag)))?;
         }
@@ -328,106 +384,9 @@ fn time_offset(clock: &str, offset: &LinuxTimeOffset) -> String {
     )
 }
 
-/// The id maps of a new user namespace, as the kernel reads them.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct IdMaps {
-    uid_map: String,
-    gid_map: String,
-}
-
-impl IdMaps {
-    /// From `linux.uidMappings` and `linux.gidMappings`.
-    #[must_use]
-    pub fn new(linux: &Linux) -> Self {
-        Self {
-            uid_map: lines(linux.uid_mappings().as_deref().unwrap_or_default()),
-            gid_map: lines(linux.gid_mappings().as_deref().unwrap_or_default()),
-        }
-    }
-
-    /// From mappings of users and of groups.
-    #[must_use]
-    pub fn of(users: &[LinuxIdMapping], groups: &[LinuxIdMapping]) -> Self {
-        Self {
-            uid_map: lines(users),
-            gid_map: lines(groups),
-        }
-    }
-
-    /// The user and group of this number, or where it is not mapped, those of the greatest number that is.
-    pub(crate) fn nearest(&self, id: u32) -> (u32, u32) {
-        (nearest(&self.uid_map, id), nearest(&self.gid_map, id))
-    }
-
-    /// Checks that a process in a joined user namespace has these maps; where none are configured, any will do.
-    ///
-    /// # Errors
-    ///
-    /// It has others: files would be made for the wrong users.
-    pub fn check(&self, pid: Pid) -> Result<()> {
-        for (file, map, field) in [
-            ("uid_map", &self.uid_map, "uidMappings"),
-            ("gid_map", &self.gid_map, "gidMappings"),
-        ] {
-            let path = format!("/proc/{pid}/{file}");
-            let found = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-            // The kernel pads the numbers.
-            if !map.is_empty() && !map.split_whitespace().eq(found.split_whitespace()) {
-                bail!(
-                    "linux.{field}: {:?}: the user namespace that is joined has {:?}; leave the mappings out, or give its own",
-                    map.trim_end(),
-                    found.split_whitespace().collect::<Vec<_>>().join(" ")
-                );
-            }
-        }
-        Ok(())
-    }
-
-    /// Maps the ids of a process that has just been cloned into its user namespace.
-    ///
-    /// # Errors
-    ///
-    /// `EPERM` without `CAP_SETUID` or `CAP_SETGID` over the ids, `EINVAL` for overlapping ranges.
-    pub fn write(&self, pid: Pid) -> Result<()> {
-        for (file, map, field) in [
-            ("uid_map", &self.uid_map, "uidMappings"),
-            ("gid_map", &self.gid_map, "gidMappings"),
-        ] {
-            let path = format!("/proc/{pid}/{file}");
-            fs::write(&path, map)
-                .with_context(|| format!("linux.{field}: write {:?} to {path}", map.trim_end()))?;
-        }
-        Ok(())
-    }
-}
-
-/// In a map as the kernel reads it.
-fn nearest(map: &str, id: u32) -> u32 {
-    let mut last = 0;
-    for line in map.lines() {
-        let mut numbers = line.split(' ').map(|number| number.parse().unwrap_or(0));
-        let (first, size): (u32, u32) = (numbers.next().unwrap_or(0), numbers.nth(1).unwrap_or(0));
-        let end = first.saturating_add(size);
-        if (first..end).contains(&id) {
-            return id;
-        }
-        last = last.max(end.saturating_sub(1));
-    }
-    last
-}
-
-fn lines(mappings: &[LinuxIdMapping]) -> String {
-    let mut lines = String::new();
-    for map in mappings {
-        // Writing to a string can't fail.
-        let _ = writeln!(lines, "{} {} {}", map.container_id(), map.host_id(), map.size());
-    }
-    lines
-}
-
 #[cfg(test)]
 mod tests {
-    use oci_spec::runtime::{LinuxBuilder, LinuxIdMappingBuilder, LinuxNamespaceBuilder};
+    use oci_spec::runtime::{LinuxBuilder, LinuxNamespaceBuilder};
 
     use super::*;
 
@@ -440,13 +399,6 @@ mod tests {
             .namespaces(vec![namespace.build().unwrap()])
             .build()
             .unwrap()
-    }
-
-    #[test]
-    fn the_nearest_id_is_the_id_itself_where_it_is_mapped() {
-        assert_eq!(nearest("0 100000 65536\n", 65535), 65535);
-        assert_eq!(nearest("0 100000 1000\n2000 300000 10\n", 65535), 2009);
-        assert_eq!(nearest("0 1000 1\n", 65535), 0);
     }
 
     #[test]
@@ -480,22 +432,6 @@ mod tests {
                 .unwrap()
                 .clone_flags(),
             0
-        );
-    }
-
-    #[test]
-    fn id_maps_have_a_line_for_each_range() {
-        let range = |container: u32, host: u32| {
-            LinuxIdMappingBuilder::default()
-                .container_id(container)
-                .host_id(host)
-                .size(10u32)
-                .build()
-                .unwrap()
-        };
-        assert_eq!(
-            lines(&[range(0, 1000), range(10, 3000)]),
-            "0 1000 10\n10 3000 10\n"
         );
     }
 }

@@ -123,12 +123,6 @@ impl Container {
     pub(crate) async fn create(self: &Arc<Self>, shim: &Shim, request: CreateTaskRequest) -> Result<u32> {
         let _turn = self.turn.lock().await;
         let checkpoint = (!request.checkpoint.is_empty()).then(|| PathBuf::from(&request.checkpoint));
-        if checkpoint.is_some() && self.runtime.program().is_none() {
-            return Err(Error::text(
-                Kind::Unimplemented,
-                "checkpoint: restoring is not supported by the runtime inside of the shim",
-            ));
-        }
         let (needs, id_maps) = confinement::of_bundle(&self.bundle)?;
         // Create is called once.
         let _ = self.id_maps.set(id_maps);

@@ -3,6 +3,7 @@
 //! Each server has a cgroup of its own, with its shims and its pods below: CPU time is that of all of them, CNI plugins
 //! too (the pod in the host's network has none). Wall times are medians. Nothing here asserts.
 
+pub(crate) mod drivers;
 mod streams;
 
 use std::fs;
@@ -289,7 +290,8 @@ impl Column<'_> {
             (self.cpu() - cpu) / pods as f64,
         );
         self.overhead(pods);
-        std::thread::sleep(Duration::from_secs(3));
+        // Shims give memory back after ten seconds without an event.
+        std::thread::sleep(Duration::from_secs(15));
         let cpu = self.cpu();
         std::thread::sleep(Duration::from_secs(10));
         self.add("idle with these pods, CPU ms per s", (self.cpu() - cpu) / 10.0);

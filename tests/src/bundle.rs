@@ -188,13 +188,23 @@ impl<'t> Bundle<'t> {
         self
     }
 
+    /// What config.json is to be, for the driver of cgroups.
+    pub(crate) fn config(&self) -> Result<Vec<u8>> {
+        if let Some(text) = &self.text {
+            return Ok(text.clone());
+        }
+        let mut spec = self.spec.clone();
+        if let Some(path) = spec.pointer_mut("/linux/cgroupsPath")
+            && let Some(text) = path.as_str()
+        {
+            *path = json!(self.test.cgroups_path(text));
+        }
+        Ok(serde_json::to_vec_pretty(&spec)?)
+    }
+
     /// Writes config.json.
     pub(crate) fn write(&self) -> Result<()> {
-        let text = match &self.text {
-            Some(text) => text.clone(),
-            None => serde_json::to_vec_pretty(&self.spec)?,
-        };
-        fs::write(self.directory.join("config.json"), text).context("write config.json")
+        fs::write(self.directory.join("config.json"), self.config()?).context("write config.json")
     }
 
     /// `rtc VERB --bundle DIR FLAGS... ID`, not started; config.json is written.
@@ -229,10 +239,8 @@ impl<'t> Bundle<'t> {
         let (stdout, stderr) = (running.stdout.clone(), running.stderr.clone());
         running.wait()?.ok()?;
         self.test.delete_at_end(&self.id);
-        let cgroups_path = self.spec["linux"]["cgroupsPath"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
-        Ok(Container::new(self.test, &self.id, cgroups_path, stdout, stderr))
+        let path = self.spec["linux"]["cgroupsPath"].as_str().unwrap_or_default();
+        let cgroup = self.test.cgroup_at(path);
+        Ok(Container::new(self.test, &self.id, cgroup, stdout, stderr))
     }
 }

@@ -24,17 +24,11 @@ pub(crate) struct Container<'t> {
 }
 
 impl<'t> Container<'t> {
-    pub(crate) fn new(
-        test: &'t Test,
-        id: &str,
-        cgroups_path: String,
-        stdout: PathBuf,
-        stderr: PathBuf,
-    ) -> Self {
+    pub(crate) fn new(test: &'t Test, id: &str, cgroup: Cgroup, stdout: PathBuf, stderr: PathBuf) -> Self {
         Self {
             test,
             id: id.to_owned(),
-            cgroup: Cgroup { path: cgroups_path },
+            cgroup,
             stdout,
             stderr,
         }

@@ -49,6 +49,8 @@ pub(crate) fn peers(t: &Test) -> Result<PathBuf> {
 pub(crate) enum Pods {
     /// containerd, with a pause container.
     Pause,
+    /// containerd, with its own shim for runc, which is told to call the runtime under test (`BinaryName`).
+    OwnShim,
     /// The shim, by its Sandbox service (`sandboxer = "shim"`, containerd 2.3): ours alone has one.
     Shim,
 }
@@ -211,10 +213,19 @@ impl<'t> Daemon<'t> {
                  [{runtime}.containerd]\n  snapshotter = \"native\"\n"
             )
         };
+        let kind = match pods {
+            Pods::OwnShim => "io.containerd.runc.v2".to_owned(),
+            Pods::Pause | Pods::Shim => self.runtime(),
+        };
         text += &format!(
-            "  default_runtime_name = \"tested\"\n[{runtime}.containerd.runtimes.tested]\n  runtime_type = \"{}\"\n",
-            self.runtime()
+            "  default_runtime_name = \"tested\"\n[{runtime}.containerd.runtimes.tested]\n  runtime_type = \"{kind}\"\n",
         );
+        if pods == Pods::OwnShim {
+            text += &format!(
+                "[{runtime}.containerd.runtimes.tested.options]\n  BinaryName = \"{}\"\n",
+                self.t.rtc.display()
+            );
+        }
         if pods == Pods::Shim {
             text += "  sandboxer = \"shim\"\n";
         }
@@ -247,10 +258,16 @@ impl<'t> Daemon<'t> {
         let own = [
             self.directory.join("bin"),
             self.peers.join("runc/bin"),
+            self.peers.join("criu/bin"),
             self.programs.clone(),
         ];
         let own: Vec<_> = own.iter().map(|path| path.to_string_lossy()).collect();
-        format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", own.join(":"))
+        let criu = self.peers.join("criu/bin");
+        format!(
+            "{}:/usr/sbin:/usr/bin:/sbin:/bin:{}",
+            own.join(":"),
+            criu.display()
+        )
     }
 
     fn log(&self) -> PathBuf {

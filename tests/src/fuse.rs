@@ -20,7 +20,8 @@ const GETATTR: u32 = 3;
 const INIT: u32 = 26;
 const INTERRUPT: u32 = 36;
 const BATCH_FORGET: u32 = 42;
-const REQUEST_HEADER: usize = 40;
+/// Size of `struct fuse_in_header`.
+pub(crate) const REQUEST_HEADER: usize = 40;
 
 /// A mounted file system that hangs.
 pub(crate) struct Hanging {
@@ -52,7 +53,7 @@ impl Hanging {
         .with_context(|| format!("mount fuse at {}", path.display()))?;
         let (asked, ended) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let (is_asked, has_ended) = (Arc::clone(&asked), Arc::clone(&ended));
-        let server = thread::spawn(move || serve(device, &is_asked, &has_ended));
+        let server = thread::spawn(move || serve(device, &has_ended, |request| answer(request, &is_asked)));
         Ok(Some(Self {
             path,
             asked,
@@ -83,7 +84,7 @@ impl Drop for Hanging {
 }
 
 /// Answers until it is to end; then the device is closed, which ends the file system.
-fn serve(mut device: File, asked: &AtomicBool, ended: &AtomicBool) {
+pub(crate) fn serve(mut device: File, ended: &AtomicBool, mut answer: impl FnMut(&[u8]) -> Option<Vec<u8>>) {
     let mut buffer = vec![0; 1 << 17];
     while !ended.load(Ordering::SeqCst) {
         let mut fds = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
@@ -94,7 +95,7 @@ fn serve(mut device: File, asked: &AtomicBool, ended: &AtomicBool) {
             return;
         };
         if length >= REQUEST_HEADER
-            && let Some(answer) = answer(&buffer[..length], asked)
+            && let Some(answer) = answer(&buffer[..length])
         {
             let _ = device.write_all(&answer);
         }
@@ -113,15 +114,23 @@ fn answer(request: &[u8], asked: &AtomicBool) -> Option<Vec<u8>> {
         }
         LOOKUP => Err(libc::ENOENT),
         GETATTR => Ok(root_attributes()),
-        INIT => {
-            let mut body = vec![0; 64];
-            for (at, value) in [(0, 7_u32), (4, 31), (20, 4096)] {
-                body[at..at + 4].copy_from_slice(&value.to_le_bytes());
-            }
-            Ok(body)
-        }
+        INIT => Ok(init()),
         _ => Err(libc::ENOSYS),
     };
+    reply(request, body)
+}
+
+/// `struct fuse_init_out`: the version, and pages at a time.
+pub(crate) fn init() -> Vec<u8> {
+    let mut body = vec![0; 64];
+    for (at, value) in [(0, 7_u32), (4, 31), (20, 4096)] {
+        body[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    body
+}
+
+/// The answer to a request: a body, or the number of an error.
+pub(crate) fn reply(request: &[u8], body: Result<Vec<u8>, i32>) -> Option<Vec<u8>> {
     let (error, body) = match body {
         Ok(body) => (0, body),
         Err(error) => (-error, Vec::new()),

@@ -9,6 +9,7 @@
 //!       rtc ...              the runtime under test, or the shim, to which the test plays containerd (`shim/`),
 //!                            or rtc-cri, to which it plays the kubelet (`cri/`)
 //! rtc-tests bench-cri PODS   the benchmark of CRI servers (hack/bench/cri), with a harness of the tests
+//! rtc-tests bench-drivers ROUNDS   the benchmark of runtimes by driver of cgroups (hack/bench/drivers)
 //! rtc-tests bench-kubelet PODS   that of nodes with a kubelet (hack/bench/kubelet)
 //! rtc-tests payload P        what some tests run inside a container, where busybox has no applet for it
 //! ```
@@ -18,9 +19,11 @@
 mod areas;
 mod bench;
 mod bundle;
+mod callers;
 mod container;
 mod containerd;
 mod cri;
+mod criu;
 mod fuse;
 mod gate;
 mod health;
@@ -33,12 +36,14 @@ mod options;
 mod output;
 mod payload;
 mod registry;
+mod resctrl;
 mod runner;
 mod shim;
 mod supervisor;
 mod sys;
 mod terminal;
 mod test;
+mod user;
 mod wait;
 
 use std::process::ExitCode;
@@ -50,6 +55,7 @@ fn main() -> ExitCode {
         ["payload", name, rest @ ..] => payload::main(name, rest),
         ["supervise", path] => supervisor::main(path),
         ["bench-cri", pods] => bench::main(pods),
+        ["bench-drivers", rounds] => bench::drivers::main(rounds),
         ["bench-kubelet", pods] => kubelet::bench(pods),
         ["child", path] => test::main(path),
         _ => options::Options::parse(&words).and_then(|options| runner::main(&options)),

@@ -10,7 +10,7 @@ const USAGE: &str = "\
 rtc-tests [OPTIONS] [FILTER...]
 
 Runs the tests whose area/name contains one of the filters; where there is none, all but those with a kubelet, whose
-areas begin with kubelet_. Needs root.
+areas begin with kubelet_, and in a machine those of caller_docker and caller_podman. Needs root.
 
   --rtc PATH        the runtime under test (or $RTC; else the release build next to this program)
   --shim PATH       the shim under test (or $SHIM; else the release build next to this program)
@@ -18,6 +18,7 @@ areas begin with kubelet_. Needs root.
   --cri-peer NAME   the tests of the CRI server run against this peer instead (or $CRI_PEER): containerd, containerd-2.1
   --kubelet VERSION the tests with a kubelet run this one: 1.37 (or $KUBELET; default the newest of the peers)
   --cgroup-driver NAME  of the kubelet: systemd or cgroupfs (default: systemd where it runs)
+  --driver NAME     of the runtime's cgroups: cgroupfs (default) or systemd, with which only the runtime's own tests run
   --peers DIRECTORY what hack/peers made: without it the tests with a real containerd are skipped
   --binary-name RUNTIME  the shim runs this OCI runtime (or $BINARY_NAME; else what is built into it)
   --area PREFIX     only areas whose names begin so
@@ -46,6 +47,8 @@ pub(crate) struct Options {
     pub(crate) kubelet: String,
     /// The kubelet's cgroup driver; empty for the machine's.
     pub(crate) cgroup_driver: String,
+    /// Whether the runtime's containers are in scopes of systemd.
+    pub(crate) systemd: bool,
     /// The real components around the shim, if they are there.
     pub(crate) peers: Option<PathBuf>,
     /// Substrings (or whole names with `exact`) that choose tests.
@@ -82,6 +85,7 @@ impl Options {
             binary_name: variable("BINARY_NAME").unwrap_or_default(),
             kubelet: variable("KUBELET").unwrap_or_default(),
             cgroup_driver: String::new(),
+            systemd: false,
             peers: None,
             filters: Vec::new(),
             area: String::new(),
@@ -114,6 +118,13 @@ impl Options {
                 "--area" => options.area = (*value()?).to_owned(),
                 "--kubelet" => options.kubelet = (*value()?).to_owned(),
                 "--cgroup-driver" => options.cgroup_driver = (*value()?).to_owned(),
+                "--driver" => {
+                    options.systemd = match *value()? {
+                        "systemd" => true,
+                        "cgroupfs" => false,
+                        other => bail!("--driver {other}: must be cgroupfs or systemd\n{USAGE}"),
+                    }
+                }
                 "--peers" => options.peers = Some(PathBuf::from(*value()?)),
                 "--jobs" => options.jobs = value()?.parse::<usize>().context("--jobs")?.max(1),
                 "--timeout" => options.timeout = value()?.parse().context("--timeout")?,
@@ -164,7 +175,8 @@ impl Options {
         peer.or(foreign.then_some(lists::FOREIGN))
     }
 
-    /// Whether the filters choose this test. A node with a kubelet takes its time: it is asked for.
+    /// Whether the filters choose this test. A node with a kubelet takes its time, and so do Docker and Podman in an
+    /// emulated machine: they are asked for.
     pub(crate) fn chooses(&self, area: &str, name: &str) -> bool {
         let path = format!("{area}/{name}");
         let by = |filter: &String| {
@@ -174,8 +186,13 @@ impl Options {
                 path.contains(filter.as_str())
             }
         };
+        if self.systemd && !is_of_runtime(area) {
+            return false;
+        }
         if self.filters.is_empty() {
-            return area.starts_with(&self.area) && (!self.area.is_empty() || !area.starts_with("kubelet_"));
+            let slow = area.starts_with("kubelet_")
+                || (self.machine != "host" && matches!(area, "caller_docker" | "caller_podman"));
+            return area.starts_with(&self.area) && !(slow && self.area.is_empty());
         }
         area.starts_with(&self.area) && self.filters.iter().any(by)
     }
@@ -184,6 +201,12 @@ impl Options {
 /// Whether the area's tests are of a CRI server: what plays the kubelet's part, or a real one.
 fn is_of_cri(area: &str) -> bool {
     area.starts_with("cri_") || area.starts_with("kubelet_")
+}
+
+/// Whether the area's tests call the runtime itself.
+fn is_of_runtime(area: &str) -> bool {
+    let others = ["cri_", "kubelet_", "shim_", "containerd_", "caller_", "cluster_"];
+    !others.iter().any(|other| area.starts_with(other))
 }
 
 /// The program given, or the one built beside this one.

@@ -10,6 +10,7 @@ pub(crate) fn main(name: &str, args: &[&str]) -> Result<ExitCode> {
         ("fds", []) => open_descriptors()?,
         ("keyring", []) => println!("{}", crate::sys::session_keyring().unwrap_or(0)),
         ("health", [port, sick]) => crate::health::serve(port.parse()?, sick.as_ref())?,
+        ("datagrams", [port, name]) => answer_datagrams(port.parse()?, name)?,
         ("notify", [message]) => notify(message)?,
         ("call", [number]) => println!("{}", crate::sys::call_by_number(number.parse()?)),
         _ => bail!("no such payload: {name} {args:?}"),
@@ -39,6 +40,18 @@ fn open_descriptors() -> Result<()> {
         .iter()
         .for_each(|(number, target)| println!("{number} {}", target.display()));
     Ok(())
+}
+
+/// Answers each datagram at a port with a name and what came, for good.
+fn answer_datagrams(port: u16, name: &str) -> Result<()> {
+    let socket = std::net::UdpSocket::bind(("0.0.0.0", port))?;
+    let mut text = [0; 1000];
+    loop {
+        let (length, from) = socket.recv_from(&mut text)?;
+        let text = String::from_utf8_lossy(&text[..length]);
+        // Whoever has gone meanwhile is no reason to end.
+        let _ = socket.send_to(format!("{name} {text}").as_bytes(), from);
+    }
 }
 
 /// Sends a message to `$NOTIFY_SOCKET` (sd_notify(3)) and stays.

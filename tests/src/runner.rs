@@ -212,6 +212,11 @@ fn run_one(options: &Options, base: &Path, test: &Registered) -> Outcome {
 
 fn supervise(options: &Options, base: &Path, test: &Registered) -> Result<Outcome> {
     let id = host::random_name(8)?;
+    let cgroup = if options.systemd {
+        format!("/rtctest.slice/rtctest-{id}.slice")
+    } else {
+        format!("/rtc-test-{id}")
+    };
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["supervise", &test.path()]).stdin(Stdio::null());
     command
@@ -223,7 +228,7 @@ fn supervise(options: &Options, base: &Path, test: &Registered) -> Result<Outcom
         .env("KUBELET", &options.kubelet)
         .env("KUBELET_CGROUP_DRIVER", &options.cgroup_driver)
         .env("RTC_TESTS_DIRECTORY", base.join(&id))
-        .env("RTC_TESTS_CGROUP", format!("/rtc-test-{id}"))
+        .env("RTC_TESTS_CGROUP", cgroup)
         .env("RTC_TESTS_TIMEOUT", options.timeout.to_string());
     if let Some(peers) = &options.peers {
         command.env("PEERS", peers);

@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use crate::bundle::Bundle;
 use crate::host::cgroup::{self, Cgroup};
 use crate::output::Output;
+use crate::user::User;
 use crate::{lists, registry};
 
 /// Exit status of a test process that skipped.
@@ -22,6 +23,9 @@ pub(crate) const SKIPPED: i32 = 77;
 
 /// What a test's containerd namespace begins with.
 pub(crate) const NAMESPACE: &str = "rtc-test-";
+
+/// What the cgroup of a test ends with whose containers are systemd's.
+const SLICE: &str = ".slice";
 
 /// File of the test's directory that lists sockets which must be gone after it.
 pub(crate) const SOCKETS: &str = "sockets";
@@ -65,6 +69,8 @@ pub(crate) struct Test {
     pub(crate) cgroup: Cgroup,
     /// Part of all names that would otherwise be global.
     pub(crate) unique: String,
+    /// Who runs the runtime; root where nobody else.
+    pub(crate) user: RefCell<Option<User>>,
     /// The runner's directory for this test: parent of the others.
     base: PathBuf,
     counter: Cell<u32>,
@@ -109,8 +115,9 @@ pub(crate) fn main(path: &str) -> Result<ExitCode> {
         binary_name: std::env::var("BINARY_NAME").unwrap_or_default(),
         root: base.join("root"),
         directory: base.join("t"),
-        unique: cgroup.path.rsplit('-').next().unwrap_or_default().to_owned(),
+        unique: unique(&cgroup.path),
         cgroup,
+        user: RefCell::default(),
         base,
         counter: Cell::new(0),
         to_delete: RefCell::default(),
@@ -133,6 +140,12 @@ pub(crate) fn main(path: &str) -> Result<ExitCode> {
     }
 }
 
+/// The last part of the name of a test's cgroup.
+fn unique(cgroup: &str) -> String {
+    let name = cgroup.strip_suffix(SLICE).unwrap_or(cgroup);
+    name.rsplit('-').next().unwrap_or_default().to_owned()
+}
+
 impl Test {
     /// What a benchmark has in place of a test's: this directory, this cgroup, this CRI server.
     pub(crate) fn of_benchmark(base: &Path, cgroup: &str, cri_peer: &str) -> Result<Self> {
@@ -145,10 +158,11 @@ impl Test {
             binary_name: String::new(),
             root: base.join("root"),
             directory: base.join("t"),
-            unique: cgroup.rsplit('-').next().unwrap_or_default().to_owned(),
+            unique: unique(cgroup),
             cgroup: Cgroup {
                 path: cgroup.to_owned(),
             },
+            user: RefCell::default(),
             base: base.to_owned(),
             counter: Cell::new(0),
             to_delete: RefCell::default(),
@@ -182,6 +196,51 @@ impl Test {
     /// Whether the runtime under test is ours, not a peer.
     pub(crate) fn is_ours(&self) -> bool {
         lists::peer(&self.rtc).is_none()
+    }
+
+    /// Whether the runtime is called with the systemd driver.
+    pub(crate) fn uses_systemd(&self) -> bool {
+        self.cgroup.path.ends_with(SLICE)
+    }
+
+    /// Skips where the runtime is called with the systemd driver.
+    pub(crate) fn needs_cgroupfs_driver(&self) -> Result<()> {
+        if self.uses_systemd() {
+            self.skip("needs the cgroupfs driver")?;
+        }
+        Ok(())
+    }
+
+    /// The cgroup of the container of a bundle whose `linux.cgroupsPath` is as [`Bundle::new`] makes it.
+    pub(crate) fn cgroup_of(&self, id: &str) -> Cgroup {
+        self.cgroup_at(&format!("{}/{id}", self.cgroup.path))
+    }
+
+    /// The cgroup that a `linux.cgroupsPath` below [`Test::cgroup`] comes to: with the systemd driver a scope.
+    pub(crate) fn cgroup_at(&self, path: &str) -> Cgroup {
+        Cgroup {
+            path: match self.scope(path) {
+                Some(name) => format!("{}/t-{name}.scope", self.cgroup.path),
+                None => path.to_owned(),
+            },
+        }
+    }
+
+    /// The container's part of the name of the scope at a path below the test's slice.
+    fn scope<'p>(&self, path: &'p str) -> Option<&'p str> {
+        let name = path.strip_prefix(&self.cgroup.path)?.strip_prefix('/')?;
+        let scope = name
+            .strip_prefix("t-")
+            .and_then(|name| name.strip_suffix(".scope"));
+        (self.uses_systemd() && !name.contains('/')).then_some(scope.unwrap_or(name))
+    }
+
+    /// `linux.cgroupsPath` for the driver: with systemd `SLICE:t:NAME` for what is below the test's slice.
+    pub(crate) fn cgroups_path(&self, path: &str) -> String {
+        match self.scope(path) {
+            Some(name) => format!("rtctest-{}{SLICE}:t:{name}", self.unique),
+            None => path.to_owned(),
+        }
     }
 
     /// A number no other call in this test gets.
@@ -220,7 +279,8 @@ impl Test {
     /// The runtime with these arguments after `--root`, not started yet.
     pub(crate) fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Rtc<'_> {
         let root: [&OsStr; 2] = ["--root".as_ref(), self.root.as_ref()];
-        self.bare(root).args(args)
+        let driver = self.uses_systemd().then_some("--systemd-cgroup");
+        self.bare(root).args(driver).args(args)
     }
 
     /// The runtime with exactly these arguments: no `--root`.
@@ -362,7 +422,15 @@ impl Rtc<'_> {
         if let Some(script) = &self.shell {
             words.extend(["/bin/busybox", "sh", "-c", script, "sh"].map(OsString::from));
         }
-        words.push(self.program.clone().into_os_string());
+        let user = self.test.user.borrow().clone();
+        let program = match &user {
+            Some(user) => {
+                words.extend(user.words());
+                user.reachable(&self.program, &self.test.directory)?
+            }
+            None => self.program.clone(),
+        };
+        words.push(program.into_os_string());
         words.extend(self.args.iter().cloned());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);

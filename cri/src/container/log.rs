@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_leads_elsewhere_is_refused() {
+    fn cve_2025_0750_a_log_that_leads_elsewhere_is_refused() {
         for (directory, file) in [
             ("/var/log/pods/a", "../b/0.log"),
             ("/var/log/pods/a", "c/../../0.log"),

@@ -378,17 +378,20 @@ impl Images {
     /// It has more bytes than `most`; the disk.
     pub(crate) async fn read_file(&self, image: &Image, path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
         let layers = image.layers.clone();
-        let path = path.to_owned();
+        let owned = path.to_owned();
         let read = tokio::task::spawn_blocking(move || {
             let merged = merged::Merged::open(layers.iter().rev().map(PathBuf::as_path))?;
-            let path = std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str());
+            let path = std::os::unix::ffi::OsStrExt::as_bytes(owned.as_os_str());
             merged::read_file(&merged, path, most)
         });
         match read.await.context("read a file of an image")? {
             Ok(content) => Ok(content),
             Err(nix::errno::Errno::EFBIG) => Err(Error::text(
                 Kind::FailedPrecondition,
-                format_args!("it has more than {most} bytes"),
+                format_args!(
+                    "the image's {}: it has more than {most} bytes: build the image with a smaller one",
+                    path.display()
+                ),
             )),
             Err(errno) => Err(anyhow::Error::from(errno).into()),
         }

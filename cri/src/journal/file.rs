@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{Seek as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -68,8 +68,34 @@ impl File {
             compact: 0,
             broken: false,
         };
-        file.replace(&lines, durable)?;
+        let compact = lines.iter().map(|line| line.len() as u64 + 1).sum();
+        let usable = read.whole && bytes.len() as u64 <= SMALL + 2 * compact;
+        if !usable || !file.take(bytes.len() as u64, compact, durable)? {
+            file.replace(&lines, durable)?;
+        }
         Ok((file, records))
+    }
+
+    /// Goes on with the file as it is, where it is for nobody else. With `sync`, what was read from it is on the disk.
+    fn take(&mut self, length: u64, compact: u64, sync: bool) -> Result<bool> {
+        let taking = || -> std::io::Result<Option<std::fs::File>> {
+            let file = match OpenOptions::new().append(true).open(&self.path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                opened => opened?,
+            };
+            if file.metadata()?.mode() & 0o777 != 0o600 {
+                return Ok(None);
+            }
+            if sync {
+                file.sync_data()?;
+            }
+            Ok(Some(file))
+        };
+        let Some(file) = taking().with_context(|| self.path.display().to_string())? else {
+            return Ok(false);
+        };
+        (self.file, self.length, self.compact) = (file, length, compact);
+        Ok(true)
     }
 
     /// Adds whole lines; with `sync`, they are on the disk at its return.
@@ -164,12 +190,15 @@ struct Read<'a, T> {
     /// Of each key that is there: its last line, without its end, and the record in it.
     last: BTreeMap<String, (&'a [u8], T)>,
     unreadable: Vec<&'a [u8]>,
+    /// Of this boot, and no line in it is torn or unreadable.
+    whole: bool,
 }
 
 fn read<'a, T: serde::Deserialize<'a>>(bytes: &'a [u8], boot: Option<&str>) -> Read<'a, T> {
     let mut read = Read {
         last: BTreeMap::new(),
         unreadable: Vec::new(),
+        whole: bytes.is_empty() || bytes.ends_with(b"\n"),
     };
     // Behind the last line feed: nothing, or a line that is torn.
     let whole = bytes
@@ -185,6 +214,7 @@ fn read<'a, T: serde::Deserialize<'a>>(bytes: &'a [u8], boot: Option<&str>) -> R
     if let Some(boot) = boot {
         let first = lines.next().and_then(|line| decode::<T>(line));
         if first.and_then(|line| line.boot).as_deref() != Some(boot) {
+            read.whole = false;
             return read;
         }
     }
@@ -209,6 +239,7 @@ fn read<'a, T: serde::Deserialize<'a>>(bytes: &'a [u8], boot: Option<&str>) -> R
             _ => read.unreadable.push(line),
         }
     }
+    read.whole &= read.unreadable.is_empty();
     read
 }
 

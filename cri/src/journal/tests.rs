@@ -156,6 +156,31 @@ fn a_journal_that_is_mostly_old_is_compacted_and_loses_nothing() {
 }
 
 #[test]
+fn a_start_writes_the_file_anew_only_where_it_must() {
+    use std::os::unix::fs::MetadataExt as _;
+    for durability in [Durability::Plain, Durability::Durable] {
+        let directory = Directory::new("anew");
+        let path = directory.file();
+        let file = || std::fs::metadata(&path).unwrap().ino();
+        let (journal, _) = open(&path, durability);
+        let first = file();
+        for value in 0..3 {
+            run(journal.put("a", &vec![value])).unwrap();
+        }
+        drop(journal);
+        let (journal, found) = open(&path, durability);
+        assert_eq!((file(), found), (first, records(&[("a", &[2])])));
+        run(journal.put("b", &vec![3])).unwrap();
+        drop(journal);
+        let torn = [&std::fs::read(&path).unwrap()[..], b"{\"put"].concat();
+        std::fs::write(&path, torn).unwrap();
+        let (_, found) = open(&path, durability);
+        assert_eq!(found, records(&[("a", &[2]), ("b", &[3])]));
+        assert_ne!(file(), first, "a line behind half a line would be lost");
+    }
+}
+
+#[test]
 fn where_there_is_no_room_to_compact_there_may_be_for_a_line() {
     let directory = Directory::new("room");
     let path = directory.file();

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder};
-use rtc_runtime::cgroup::{Cgroup, Driver, Layout};
+use rtc_runtime::cgroup::{Cgroup, Driver, Layout, Scope};
 use tokio::sync::Mutex;
 
 use crate::config::{CgroupDriver, Config};
@@ -133,7 +133,13 @@ fn admit_to_scope(pid: u32) -> anyhow::Result<()> {
             &Layout::detect()?,
             Driver::Systemd,
         )
-        .and_then(|scope| scope.attach(process, &limits()?, None));
+        .and_then(|cgroup| {
+            let scope = Scope {
+                resources: limits()?,
+                ..Scope::default()
+            };
+            cgroup.attach(process, &scope)
+        });
         match made {
             Err(_) if attempt < ATTEMPTS => attempt += 1,
             made => return made,

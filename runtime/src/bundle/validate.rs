@@ -6,6 +6,8 @@
 use anyhow::{Result, bail};
 use oci_spec::runtime::{Hook, Hooks, Spec};
 
+use crate::annotations::Annotations;
+
 use super::validate_namespaces::Namespaces;
 use super::{validate_linux, validate_mounts, validate_process};
 
@@ -32,10 +34,12 @@ pub(super) fn spec(spec: &Spec) -> Result<Warnings> {
     if let Some(hooks) = spec.hooks() {
         self::hooks(hooks)?;
     }
-    if let Some(annotations) = spec.annotations()
-        && annotations.contains_key("")
-    {
-        bail!("annotations: a key is empty");
+    if let Some(annotations) = spec.annotations() {
+        if annotations.contains_key("") {
+            bail!("annotations: a key is empty");
+        }
+        let (_, unknown) = Annotations::read(annotations.iter())?;
+        warnings.extend(unknown);
     }
     Ok(warnings)
 }

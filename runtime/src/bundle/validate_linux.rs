@@ -7,11 +7,11 @@ use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxSeccomp};
 
 use super::validate::{Warnings, no_nul};
 use super::validate_namespaces::{MOUNT, Namespaces};
-use super::{validate_resources, validate_sysctl};
+use super::{validate_machine, validate_resources, validate_sysctl};
 
 /// Checks the section.
 pub(super) fn linux(linux: &Linux, namespaces: Namespaces, warnings: &mut Warnings) -> Result<()> {
-    unsupported(linux)?;
+    validate_machine::machine(linux, namespaces, warnings)?;
     for (name, value) in linux.sysctl().iter().flatten() {
         validate_sysctl::sysctl(name, value, namespaces)?;
     }
@@ -42,25 +42,6 @@ pub(super) fn linux(linux: &Linux, namespaces: Namespaces, warnings: &mut Warnin
         self::seccomp(seccomp)?;
     }
     Ok(())
-}
-
-/// What the specification defines and rtc does not do yet is refused: a container must not run with less than asked.
-fn unsupported(linux: &Linux) -> Result<()> {
-    let asked = [
-        ("intelRdt", linux.intel_rdt().is_some()),
-        (
-            "netDevices",
-            linux
-                .net_devices()
-                .as_ref()
-                .is_some_and(|devices| !devices.is_empty()),
-        ),
-        ("memoryPolicy", linux.memory_policy().is_some()),
-    ];
-    match asked.into_iter().find(|(_, is_set)| *is_set) {
-        Some((field, _)) => bail!("linux.{field}: is not supported by rtc yet; remove it"),
-        None => Ok(()),
-    }
 }
 
 fn device(i: usize, device: &LinuxDevice) -> Result<()> {

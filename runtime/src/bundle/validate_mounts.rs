@@ -61,12 +61,14 @@ fn idmap(i: usize, mount: &Mount, namespaces: Namespaces) -> Result<()> {
     }
     mappings(&format!("mounts[{i}].uidMappings"), uids)?;
     mappings(&format!("mounts[{i}].gidMappings"), gids)?;
-    let asked = mount
-        .options()
-        .iter()
-        .flatten()
-        .any(|o| o == "idmap" || o == "ridmap");
-    if asked && uids.is_empty() && !namespaces.private(USER) {
+    let has = |wanted: &dyn Fn(&String) -> bool| mount.options().iter().flatten().any(wanted);
+    // crun's form, with a mapping of its own.
+    let custom = has(&|o| o.starts_with("idmap=") || o.starts_with("ridmap="));
+    if custom && !uids.is_empty() {
+        bail!("mounts[{i}]: both uidMappings and an idmap option with a mapping; give one");
+    }
+    let asked = custom || has(&|o| o == "idmap" || o == "ridmap");
+    if asked && !custom && uids.is_empty() && !namespaces.private(USER) {
         bail!(
             "mounts[{i}].options: idmap needs uidMappings and gidMappings, or a namespace of type \"user\""
         );

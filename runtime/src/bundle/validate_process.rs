@@ -104,12 +104,18 @@ fn capabilities(process: &Process, prefix: &str, warnings: &mut Warnings) {
     };
     let lacks =
         |set: &Option<Capabilities>, capability| set.as_ref().is_none_or(|set| !set.contains(capability));
-    for capability in sets.ambient().iter().flatten() {
-        if lacks(sets.permitted(), capability) || lacks(sets.inheritable(), capability) {
-            warnings.push(format!(
-                "{prefix}capabilities.ambient: can't raise ambient capability CAP_{capability}: it must be in permitted and inheritable too"
-            ));
-        }
+    let ambient = sets.ambient().iter().flatten();
+    let mut dropped: Vec<_> = ambient
+        .filter(|&capability| lacks(sets.permitted(), capability) || lacks(sets.inheritable(), capability))
+        .map(|capability| format!("CAP_{capability}"))
+        .collect();
+    if !dropped.is_empty() {
+        // One line: `podman build` asks for fourteen, for each step.
+        dropped.sort_unstable();
+        warnings.push(format!(
+            "{prefix}capabilities.ambient: can't raise ambient capability {}: it must be in permitted and inheritable too",
+            dropped.join(", ")
+        ));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Setting limits: performs the writes that [`limits`] makes of `linux.resources`.
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Error, Result, anyhow, bail};
 use oci_spec::runtime::LinuxResources;
 
 use super::Cgroup;
@@ -17,8 +17,13 @@ impl Cgroup {
     ///
     /// Names the field of config.json, and the write that failed, with what can be done about it.
     pub fn apply(&self, resources: &LinuxResources) -> Result<()> {
+        if self.is_absent() {
+            return self.refuse_limits(resources);
+        }
         let completed = self.completed(resources)?;
         let resources = completed.as_ref().unwrap_or(resources);
+        let rounded = self.rounded(resources);
+        let resources = rounded.as_ref().unwrap_or(resources);
         let writes = if self.is_v2() {
             self.check_before_update(resources)?;
             limits::v2::writes(resources)?
@@ -30,6 +35,27 @@ impl Cgroup {
             super::systemd::set(self, resources)?;
         }
         self.perform(&writes)
+    }
+
+    /// Without a cgroup, limits can't be had.
+    fn refuse_limits(&self, resources: &LinuxResources) -> Result<()> {
+        let writes = limits::v2::writes(resources)?;
+        // What v2 has no file for, v1 may have.
+        let others = limits::v1::writes(resources, || u64::MAX).unwrap_or_default();
+        let Some(write) = writes
+            .iter()
+            .chain(&others)
+            .find(|write| write.otherwise != Otherwise::Skip)
+        else {
+            return Ok(());
+        };
+        bail!(
+            "{}: cannot set {} limit: container could not join or create cgroup: rootless needs no limits + no \
+             cgrouppath when no permission is granted for cgroups: {}",
+            write.field,
+            write.controller,
+            self.made.refused().unwrap_or("it was created without one")
+        )
     }
 
     /// On update, what v2 keeps in one file and v1 in two is filled in from what is set now: the quota's period and
@@ -61,6 +87,17 @@ impl Cgroup {
             changed = true;
         }
         Ok(changed.then_some(completed))
+    }
+
+    /// With the quota that systemd makes of it.
+    fn rounded(&self, resources: &LinuxResources) -> Option<LinuxResources> {
+        if self.driver != super::Driver::Systemd {
+            return None;
+        }
+        let quota = super::systemd::rounded_quota(resources.cpu().as_ref()?)?;
+        let mut rounded = resources.clone();
+        rounded.cpu_mut().as_mut()?.set_quota(Some(quota));
+        Some(rounded)
     }
 
     pub(super) fn check_before_update(&self, resources: &LinuxResources) -> Result<()> {
@@ -144,6 +181,12 @@ impl Cgroup {
         };
         match tree {
             Ok(tree) => Ok(tree.dir()?),
+            Err(_) if self.made.refused().is_some() => Err(anyhow!(
+                "{}: cannot set {} limit: container could not join or create cgroup: {}",
+                write.field,
+                write.controller,
+                self.made.refused().unwrap_or_default()
+            )),
             Err(_) => Err(anyhow!(
                 "{}: cannot set {} limit: container could not join or create cgroup: \
                  the {} controller is not mounted on this machine: leave the limit out, or mount it below {ROOT}",

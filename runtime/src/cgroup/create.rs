@@ -13,11 +13,14 @@ use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use nix::unistd::AccessFlags;
 
 use super::dir::{self, Dir};
 use super::layout::{self, Layout, ROOT, UNIFIED, relative};
 use super::{Cgroup, Driver, Tree};
-use crate::sys::Errno;
+use crate::log;
+use crate::rootless::{self, Rootless};
+use crate::sys::{Errno, Named as _};
 
 /// What this process made of a container's cgroup, so that a failure takes it back.
 #[derive(Debug, Default)]
@@ -26,6 +29,12 @@ pub(super) struct Made {
     dirs: Vec<PathBuf>,
     /// The systemd unit.
     unit: Cell<UnitState>,
+    /// Whether the caller may be one that may not make cgroups.
+    rootless: Rootless,
+    /// Whether it can then be done without: its place was not asked for.
+    may_be_absent: bool,
+    /// Why a tree is done without.
+    refused: Option<String>,
 }
 
 /// Where the making of a systemd unit is.
@@ -43,9 +52,23 @@ enum UnitState {
 impl Made {
     pub(super) fn awaited() -> Self {
         Self {
-            dirs: Vec::new(),
             unit: Cell::new(UnitState::Awaited),
+            ..Self::default()
         }
+    }
+
+    pub(super) fn excuse(&mut self, rootless: Rootless, may_be_absent: bool) {
+        (self.rootless, self.may_be_absent) = (rootless, may_be_absent);
+    }
+
+    /// Whether a refused permission, other than that to be in the cgroup, is excused.
+    pub(super) fn excuses(&self, error: &anyhow::Error) -> bool {
+        rootless::was_refused(error) && self.rootless.excuses()
+    }
+
+    /// Why a tree is done without.
+    pub(super) fn refused(&self) -> Option<&str> {
+        self.refused.as_deref()
     }
 
     pub(super) fn started(&self) {
@@ -91,6 +114,7 @@ impl Cgroup {
         Ok(Self {
             driver,
             unit: None,
+            user: false,
             slice: None,
             trees: place(path, id, layout)?,
             made: Made::default(),
@@ -102,7 +126,8 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// Where it can't be made, where a process is in it already, or where it is frozen. What was made is removed.
+    /// Where it can't be made, where a process is in it already, or where it is frozen. What was made is removed. What is
+    /// only not permitted, and excused, leaves the container without ([`Cgroup::is_absent`]).
     pub fn make(&mut self) -> Result<()> {
         if self.driver == Driver::Systemd {
             return Ok(());
@@ -117,10 +142,10 @@ impl Cgroup {
     fn make_trees(&mut self) -> Result<()> {
         let v2 = self.is_v2();
         let made = &mut self.made;
-        let mut failed = None;
+        let (mut failed, mut refused) = (None, None);
         self.trees.retain(|tree| {
             let done = if v2 {
-                make_v2(tree, made)
+                make_v2(tree, made).and_then(|mounted| check_joinable(tree).map(|()| mounted))
             } else {
                 make_v1(tree, made)
             };
@@ -129,15 +154,32 @@ impl Cgroup {
                 // runc: a tree without controllers (`name=systemd`, the unified one) limits nothing; go on without.
                 Err(_) if !v2 && tree.is_named() => false,
                 Err(error) => {
-                    failed.get_or_insert(error);
+                    let first = if rootless::was_refused(&error) {
+                        &mut refused
+                    } else {
+                        &mut failed
+                    };
+                    first.get_or_insert(error);
                     false
                 }
             }
         });
-        match failed {
-            Some(error) => Err(error),
-            None => self.refuse_in_use(),
+        if let Some(error) = failed {
+            return Err(error);
         }
+        if let Some(error) = refused {
+            if !made.may_be_absent || !made.rootless.excuses() {
+                return Err(error.context("unable to apply cgroup configuration"));
+            }
+            let why = format!("{error:#}");
+            log::debug(|| format!("no cgroup: {why}"));
+            made.refused = Some(why);
+        }
+        if self.trees.is_empty() {
+            self.made.undo();
+            return Ok(());
+        }
+        self.refuse_in_use()
     }
 
     /// A cgroup that was there before may be another container's.
@@ -208,6 +250,21 @@ fn make_last(tree: &Tree, made: &mut Made) -> Result<Option<bool>> {
         Err(error) if error.errno == Errno::ENOENT => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether an ordinary user may move from its own cgroup to this one: that is decided by their common parent.
+fn check_joinable(tree: &Tree) -> Result<()> {
+    let Some(user) = rootless::ordinary_user() else {
+        return Ok(());
+    };
+    let own = tree.mount.join(relative(&layout::unified_cgroup_of("self")?));
+    let common = own
+        .ancestors()
+        .find(|parent| tree.path.starts_with(parent))
+        .unwrap_or(&tree.mount);
+    let file = common.join("cgroup.procs");
+    let allowed = nix::unistd::access(&file, AccessFlags::W_OK).call(|| format!("access({file:?}, W)"));
+    allowed.with_context(|| format!("user {user} can't move a process from cgroup {own:?} to this one"))
 }
 
 /// Makes what is missing of a tree's path below its mount; `each` sees every component, and whether it is the last.

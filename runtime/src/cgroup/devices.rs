@@ -19,6 +19,7 @@ use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 use super::Cgroup;
 use super::dir::write_call;
 use super::program;
+use crate::log;
 use crate::sys::{Named as _, bpf};
 
 /// A set of kinds of access, with the kernel's bits (`BPF_DEVCG_ACC_*`).
@@ -367,13 +368,23 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// For a rule that is not well-formed, that v1 can't express, or that the kernel refuses.
+    /// For a rule that is not well-formed, that v1 can't express, or that the kernel refuses. A caller that may set none
+    /// is excused where it is not root of the machine: it has no device that is not its own anyway.
     pub fn apply_devices(&self, configured: &[LinuxDeviceCgroup]) -> Result<()> {
         let rules = rules(configured)?;
-        if self.is_v2() {
+        let applied = if self.is_v2() {
             self.apply_program(&rules)
-        } else {
+        } else if self.trees.iter().any(|tree| tree.has("devices")) {
             self.apply_exceptions(&rules)
+        } else {
+            return Ok(());
+        };
+        match applied {
+            Err(error) if self.made.excuses(&error) => {
+                log::debug(|| format!("device rules are left out: {error:#}"));
+                Ok(())
+            }
+            applied => applied,
         }
     }
 
@@ -386,6 +397,9 @@ impl Cgroup {
             return Ok(());
         }
         let program = bpf::load_device_program(&instructions).context("device program")?;
+        if !new {
+            self.replace_pinned(&instructions).context("device program")?;
+        }
         let mut old = if new {
             Vec::new()
         } else {

@@ -45,6 +45,7 @@ impl Cgroup {
         let cgroup = Self {
             driver: Driver::Cgroupfs,
             unit: None,
+            user: false,
             slice: None,
             trees,
             made: Made::default(),

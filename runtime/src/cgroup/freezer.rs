@@ -8,6 +8,7 @@
 //! On v1 a process that is being born or is in an uninterruptible sleep keeps the state at `FREEZING`; asking again
 //! helps, and nothing tells when it is done, so it is asked at growing intervals.
 
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,12 @@ use crate::sys::Errno;
 const LIMIT: Duration = Duration::from_secs(10);
 
 impl Cgroup {
+    /// The directory whose freezer stops all of it, for who does that himself; none where the machine has no freezer.
+    #[must_use]
+    pub fn freezer(&self) -> Option<&Path> {
+        self.tree("freezer").ok().map(|tree| tree.path.as_path())
+    }
+
     /// Stops every process in the cgroup and below it; returns when all are stopped.
     ///
     /// # Errors

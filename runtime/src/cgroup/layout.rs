@@ -61,6 +61,15 @@ impl Layout {
         }
     }
 
+    /// The caller's cgroup in the unified tree, relative to its mount.
+    ///
+    /// # Errors
+    ///
+    /// There is no such tree.
+    pub fn own_unified() -> Result<PathBuf> {
+        Ok(relative(&unified_cgroup_of("self")?))
+    }
+
     fn v1() -> Result<Self> {
         let mut hierarchies = parse_proc_cgroup(&read_proc("self")?);
         hierarchies.retain(|hierarchy| hierarchy.controllers != UNIFIED || is_cgroup2(&hierarchy.mount));

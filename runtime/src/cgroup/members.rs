@@ -23,13 +23,16 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 impl Cgroup {
     /// The processes in the cgroup and in those below it, in the order found.
     ///
-    /// None where the cgroup is gone.
+    /// None where the cgroup is gone, or there is none.
     ///
     /// # Errors
     ///
     /// Where it can't be read.
     pub fn processes(&self) -> Result<Vec<Pid>> {
         let mut found = Vec::new();
+        if self.is_absent() {
+            return Ok(found);
+        }
         match self.main()?.dir() {
             Ok(dir) => collect(dir, &mut found, DEPTH)?,
             Err(error) if error.errno == Errno::ENOENT => {}
@@ -48,6 +51,9 @@ impl Cgroup {
     ///
     /// Where the cgroup can't be read or written.
     pub fn kill(&self) -> Result<()> {
+        if self.is_absent() {
+            return Ok(());
+        }
         let main = match self.main()?.dir() {
             Ok(dir) => dir,
             Err(error) if error.errno == Errno::ENOENT => return Ok(()),
@@ -113,7 +119,7 @@ impl Cgroup {
 }
 
 /// Kills those that were not killed before. Whether there was any.
-pub(super) fn kill_listed(listed: Vec<Pid>, killed: &mut Vec<Pid>) -> Result<bool> {
+pub(crate) fn kill_listed(listed: Vec<Pid>, killed: &mut Vec<Pid>) -> Result<bool> {
     let before = killed.len();
     for pid in listed {
         // Those outside of our PID namespace are listed as 0, which would be our own process group.

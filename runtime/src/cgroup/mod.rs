@@ -19,6 +19,7 @@
 
 mod apply;
 mod create;
+mod delegate;
 mod devices;
 mod dir;
 mod exec;
@@ -47,11 +48,14 @@ use dir::Dir;
 pub use exec::ExecCgroup;
 pub use join::JoinTarget;
 pub use layout::{Hierarchy, Layout};
+pub(crate) use members::kill_listed;
 pub use oom::{OomEvent, OomWatch};
 pub use stats::{
     Blkio, BlkioEntry, Cpu, CpuUsage, HugeTlb, Memory, MemoryEntry, Pids, Pressure, Psi, Stats, Throttling,
 };
+pub use systemd::Scope;
 
+use crate::rootless::Rootless;
 use crate::sys;
 
 /// Who makes the cgroup.
@@ -71,6 +75,9 @@ pub struct Cgroup {
     /// The systemd unit, with that driver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unit: Option<String>,
+    /// Whether that is the user's systemd, not the machine's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    user: bool,
     /// The slice it is made in, until it is made.
     #[serde(skip)]
     slice: Option<String>,
@@ -150,6 +157,17 @@ impl Cgroup {
         self.driver
     }
 
+    /// Whether the container has none: the caller may make none, and needed none ([`Cgroup::excuse`]).
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        self.trees.is_empty()
+    }
+
+    /// Says whether its making may fail for want of a permission: where no path was asked for, and the mode excuses it.
+    pub fn excuse(&mut self, rootless: Rootless, has_no_path: bool) {
+        self.made.excuse(rootless, has_no_path);
+    }
+
     /// Its path: on v1 that of the devices controller, which every container is in.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
@@ -169,9 +187,11 @@ impl Cgroup {
         self.path().is_some_and(Path::exists)
     }
 
-    /// The tree whose list of processes stands for all (runc: the devices controller's).
+    /// The tree whose list of processes stands for all (runc: the devices controller's). A rootless container may be in
+    /// another one only.
     fn main(&self) -> Result<&Tree> {
         self.tree("devices")
+            .or_else(|error| self.trees.first().ok_or(error))
     }
 
     /// The tree that a controller is on.
@@ -181,6 +201,14 @@ impl Cgroup {
         } else {
             self.trees.iter().find(|tree| tree.has(controller))
         };
-        found.with_context(|| format!("cgroup: the {controller} controller is not mounted on this machine"))
+        found.with_context(|| {
+            if self.is_absent() {
+                "the container has no cgroup, since its creator may make none: have one delegated (cgroup v2), and \
+                 create the container again"
+                    .to_owned()
+            } else {
+                format!("cgroup: the {controller} controller is not mounted on this machine")
+            }
+        })
     }
 }

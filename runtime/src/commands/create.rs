@@ -86,6 +86,7 @@ pub(super) fn options(
         preserve_fds: preserved.count,
         listen_fds: preserved.activated,
         systemd_cgroup: global.systemd_cgroup,
+        rootless: global.rootless,
         reporter: None,
     })
 }

@@ -8,13 +8,18 @@ use super::{Command, ON_ONE_CONTAINER};
 pub(super) static COMMAND: Command = Command {
     name: "delete",
     summary: "delete any resources held by the container often used with detached container",
-    flags: &[Flag::switch(
-        "force",
-        "kill the container with SIGKILL if it still runs; no error if there is none",
-    )
-    .or('f')],
+    flags: &[
+        Flag::switch(
+            "force",
+            "kill the container with SIGKILL if it still runs; no error if there is none",
+        )
+        .or('f'),
+        super::REGEX,
+    ],
     run: |global, parsed| {
-        container::delete(&global.state_root(), &super::id(parsed)?, parsed.is_on("force")).map(|()| 0)
+        super::on_each(global, parsed, |root, id| {
+            container::delete(root, id, parsed.is_on("force"))
+        })
     },
     ..ON_ONE_CONTAINER
 };

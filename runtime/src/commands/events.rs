@@ -11,8 +11,8 @@ use std::io::{ErrorKind, Write as _};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rtc_runtime::cgroup::{Cgroup, OomEvent, Stats};
-use rtc_runtime::container;
+use rtc_runtime::cgroup::{OomEvent, Stats};
+use rtc_runtime::container::{self, Meters};
 use serde::Serialize;
 
 use super::arguments::{Flag, Parsed};
@@ -52,9 +52,9 @@ enum Reader {
 fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
     let interval = interval(parsed.text("interval")?.unwrap_or("5s"))?;
     let id = super::id(parsed)?;
-    let cgroup = container::cgroup(&global.state_root(), &id)?;
+    let meters = container::meters(&global.state_root(), &id)?;
     if parsed.is_on("stats") {
-        let stats = cgroup.stats()?;
+        let stats = meters.stats()?;
         write(&Event {
             kind: "stats",
             id: id.as_str(),
@@ -62,13 +62,13 @@ fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
         })?;
         return Ok(0);
     }
-    follow(id.as_str(), &cgroup, interval)?;
+    follow(id.as_str(), &meters, interval)?;
     Ok(0)
 }
 
-fn follow(id: &str, cgroup: &Cgroup, interval: Duration) -> Result<()> {
+fn follow(id: &str, meters: &Meters, interval: Duration) -> Result<()> {
     // Before the first statistics: what happens after them is not missed.
-    let mut watch = cgroup.oom_watch()?;
+    let mut watch = meters.cgroup.oom_watch()?;
     let mut due = Instant::now();
     loop {
         let reader = match watch.wait(due.saturating_duration_since(Instant::now()))? {
@@ -80,13 +80,13 @@ fn follow(id: &str, cgroup: &Cgroup, interval: Duration) -> Result<()> {
             })?,
             OomEvent::Timeout => {
                 due = Instant::now() + interval;
-                match cgroup.stats() {
+                match meters.stats() {
                     Ok(stats) => write(&Event {
                         kind: "stats",
                         id,
                         data: Some(&stats),
                     })?,
-                    Err(_) if !cgroup.exists() => return Ok(()),
+                    Err(_) if !meters.cgroup.exists() => return Ok(()),
                     Err(error) => return Err(error),
                 }
             }

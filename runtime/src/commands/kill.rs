@@ -11,7 +11,10 @@ pub(super) static COMMAND: Command = Command {
     summary: "kill sends the specified signal (default: SIGTERM) to the container's init process",
     arguments: "<container-id> [signal]",
     description: "The signal is a name with or without SIG, or a number: KILL, SIGUSR1, RTMIN+3, 15.",
-    flags: &[Flag::switch("all", "send the signal to all processes inside the container").or('a')],
+    flags: &[
+        Flag::switch("all", "send the signal to all processes inside the container").or('a'),
+        super::REGEX,
+    ],
     count: (1, 2),
     run,
     ..ON_ONE_CONTAINER
@@ -22,13 +25,9 @@ fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
         None => libc::SIGTERM,
         Some(signal) => self::signal(utf8(signal)?)?,
     };
-    container::kill(
-        &global.state_root(),
-        &super::id(parsed)?,
-        signal,
-        parsed.is_on("all"),
-    )?;
-    Ok(0)
+    super::on_each(global, parsed, |root, id| {
+        container::kill(root, id, signal, parsed.is_on("all"))
+    })
 }
 
 /// The number of a signal, from its number or its name in any case, with or without `SIG`.

@@ -17,6 +17,7 @@ mod features;
 mod help;
 mod kill;
 mod list;
+mod mounts;
 mod pause;
 mod ps;
 mod run;
@@ -31,6 +32,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use rtc_runtime::container::{ContainerId, StateRoot};
+use rtc_runtime::rootless::{self, Rootless};
 use rtc_runtime::{log, sealed_exe, sys};
 
 use arguments::{Flag, Order, Parsed};
@@ -53,15 +55,19 @@ static GLOBAL_FLAGS: &[Flag] = &[
     ),
     Flag::value(
         "root",
-        "directory for the state of containers, in memory (default: /run/rtc)",
+        "directory for the state of containers, in memory (default: /run/rtc; of a user that is not root $XDG_RUNTIME_DIR/rtc)",
     ),
     Flag::switch(
         "systemd-cgroup",
         "let systemd manage cgroups; cgroupsPath has the form slice:prefix:name",
     ),
     Flag::value(
+        "cgroup-manager",
+        "as crun has it: systemd stands for --systemd-cgroup, cgroupfs for the default",
+    ),
+    Flag::value(
         "rootless",
-        "ignore cgroup permission errors: true, false or auto (default: auto)",
+        "do without a cgroup that may not be made, where none is asked for: true, false or auto (default: auto, where the caller is not root)",
     ),
 ];
 
@@ -110,6 +116,7 @@ static COMMANDS: &[&Command] = &[
     &features::COMMAND,
     &kill::COMMAND,
     &list::COMMAND,
+    &mounts::COMMAND,
     &pause::PAUSE,
     &ps::COMMAND,
     &checkpoint::RESTORE,
@@ -129,15 +136,22 @@ struct Global {
     /// `--root` was given: it must exist where nothing is created.
     root_is_given: bool,
     systemd_cgroup: bool,
+    rootless: Rootless,
 }
 
 impl Global {
     fn new(parsed: &Parsed) -> Result<Global> {
-        if let Some(value) = parsed.text("rootless")?
-            && !["true", "false", "auto"].contains(&value)
-        {
-            bail!("--rootless: {value:?}: must be true, false or auto");
-        }
+        let rootless = match parsed.text("rootless")? {
+            None | Some("auto") => Rootless::Auto,
+            Some("true") => Rootless::Always,
+            Some("false") => Rootless::Never,
+            Some(value) => bail!("--rootless: {value:?}: must be true, false or auto"),
+        };
+        let managed = match parsed.text("cgroup-manager")? {
+            None | Some("" | "cgroupfs") => false,
+            Some("systemd") => true,
+            Some(other) => bail!("--cgroup-manager: {other:?}: must be cgroupfs or systemd"),
+        };
         let given = parsed.path("root");
         let root_is_given = given.is_some();
         let root = given.unwrap_or_else(default_root);
@@ -145,7 +159,8 @@ impl Global {
         Ok(Global {
             root,
             root_is_given,
-            systemd_cgroup: parsed.is_on("systemd-cgroup"),
+            systemd_cgroup: parsed.is_on("systemd-cgroup") || managed,
+            rootless,
         })
     }
 
@@ -157,11 +172,18 @@ impl Global {
 /// `/run/rtc`, or for other users a directory of theirs that ends with their session, as runc does.
 fn default_root() -> PathBuf {
     match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) if Path::new(&dir).is_absolute() && !nix::unistd::geteuid().is_root() => {
+        Some(dir) if Path::new(&dir).is_absolute() && honours_runtime_directory() => {
             Path::new(&dir).join("rtc")
         }
         _ => PathBuf::from("/run/rtc"),
     }
+}
+
+/// Whether `$XDG_RUNTIME_DIR` is the caller's. Root's is not used, nor that of who has become root of a user namespace and
+/// calls itself so.
+fn honours_runtime_directory() -> bool {
+    rootless::ordinary_user().is_some()
+        || (std::env::var_os("USER").is_none_or(|user| user != "root") && rootless::in_user_namespace())
 }
 
 /// A command that failed: what to report, and the exit code.
@@ -310,6 +332,44 @@ fn id(parsed: &Parsed) -> Result<ContainerId> {
         .first()
         .ok_or_else(|| anyhow!("container id: missing"))?;
     arguments::utf8(first).context("container id")?.parse()
+}
+
+/// Of crun's: the container id is an expression.
+const REGEX: Flag = Flag::switch(
+    "regex",
+    "the container id is a regular expression: for all whose id matches",
+);
+
+/// Does something to the container that is named, or with `--regex` to all whose id matches, also after a failure.
+///
+/// # Errors
+///
+/// The first failure; an expression that is none.
+fn on_each(
+    global: &Global,
+    parsed: &Parsed,
+    verb: impl Fn(&StateRoot, &ContainerId) -> Result<()>,
+) -> Result<i32> {
+    let root = global.state_root();
+    if !parsed.is_on("regex") {
+        verb(&root, &id(parsed)?)?;
+        return Ok(0);
+    }
+    let text = arguments::utf8(&parsed.rest[0]).context("--regex")?;
+    let expression = regex::Regex::new(text).map_err(|error| anyhow!("--regex: {text:?}: {error}"))?;
+    let mut failed = None;
+    for id in root.ids()?.iter().filter(|id| expression.is_match(id.as_str())) {
+        if let Err(error) = verb(&root, id) {
+            let error = error.context(format!("container {:?}", id.as_str()));
+            if let Some(first) = failed.replace(error) {
+                log::warn(format_args!("{first:#}"));
+            }
+        }
+    }
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(0),
+    }
 }
 
 /// Writes to standard output; a reader that went away is no error.

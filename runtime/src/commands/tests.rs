@@ -86,8 +86,8 @@ fn mistakes_on_the_command_line_say_where_help_is() {
             "--rootless: \"maybe\": must be true, false or auto",
         ),
         (
-            &["checkpoint", "--image-path", "x", "id"],
-            "checkpoint: is not supported by rtc yet",
+            &["checkpoint", "--manage-cgroups-mode", "x", "id"],
+            "checkpoint container \"id\": --manage-cgroups-mode: \"x\": must be soft, full, strict or ignore",
         ),
     ] {
         assert_eq!(fails(arguments), (text.to_string(), 1));

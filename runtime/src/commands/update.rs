@@ -8,6 +8,7 @@ use oci_spec::runtime::{
     LinuxBlockIoBuilder, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources,
     LinuxResourcesBuilder,
 };
+use rtc_runtime::resctrl::Update;
 use rtc_runtime::{bundle, container, log};
 
 use super::arguments::{Flag, Parsed};
@@ -66,11 +67,11 @@ pub(super) static COMMAND: Command = Command {
         ),
         Flag::value(
             "l3-cache-schema",
-            "Intel RDT/CAT L3 cache schema (not supported yet)",
+            "share of the L3 cache, as Intel RDT/CAT has it: L3:0=f;1=f",
         ),
         Flag::value(
             "mem-bw-schema",
-            "Intel RDT/MBA memory bandwidth schema (not supported yet)",
+            "share of the memory bandwidth, as Intel RDT/MBA has it: MB:0=20;1=70",
         ),
     ],
     run,
@@ -78,16 +79,16 @@ pub(super) static COMMAND: Command = Command {
 };
 
 fn run(global: &Global, parsed: &Parsed) -> Result<i32> {
-    let resources = match parsed.path("resources") {
+    let (resources, rdt) = match parsed.path("resources") {
         Some(file) => {
             if let Some(ignored) = parsed.given().find(|name| *name != "resources") {
                 log::warn(format_args!("--{ignored}: ignored beside --resources"));
             }
-            from_file(&file).context("--resources")?
+            (from_file(&file).context("--resources")?, Update::default())
         }
         None => from_flags(parsed)?,
     };
-    container::update(&global.state_root(), &super::id(parsed)?, &resources)?;
+    container::update_with_rdt(&global.state_root(), &super::id(parsed)?, &resources, &rdt)?;
     Ok(0)
 }
 
@@ -108,12 +109,8 @@ fn from_file(file: &Path) -> Result<LinuxResources> {
     Ok(resources)
 }
 
-fn from_flags(parsed: &Parsed) -> Result<LinuxResources> {
-    for flag in ["l3-cache-schema", "mem-bw-schema"] {
-        if parsed.text(flag)?.is_some_and(|value| !value.is_empty()) {
-            bail!("--{flag}: Intel RDT is not supported by rtc yet");
-        }
-    }
+fn from_flags(parsed: &Parsed) -> Result<(LinuxResources, Update)> {
+    let rdt = rdt(parsed)?;
     for flag in ["kernel-memory", "kernel-memory-tcp"] {
         if parsed.text(flag)?.is_some_and(|value| !value.is_empty()) {
             log::warn(format_args!(
@@ -138,11 +135,28 @@ fn from_flags(parsed: &Parsed) -> Result<LinuxResources> {
         resources = resources.block_io(LinuxBlockIoBuilder::default().weight(weight).build()?);
     }
     let resources = resources.build()?;
-    if resources == LinuxResourcesBuilder::default().build()? {
+    if resources == LinuxResourcesBuilder::default().build()? && rdt == Update::default() {
         bail!("nothing to update: give a limit");
     }
     bundle::check_resources(&resources)?;
-    Ok(resources)
+    Ok((resources, rdt))
+}
+
+/// Shares of caches and bandwidth, one line each.
+fn rdt(parsed: &Parsed) -> Result<Update> {
+    let line = |flag: &str, start: &str| -> Result<Option<String>> {
+        let Some(line) = parsed.text(flag)?.filter(|line| !line.is_empty()) else {
+            return Ok(None);
+        };
+        if !line.starts_with(start) || !line.contains(':') || line.contains('\n') {
+            bail!("--{flag}: {line:?}: must be one line that starts with {start:?}, such as {start}:0=10");
+        }
+        Ok(Some(line.to_owned()))
+    };
+    Ok(Update {
+        l3_cache_schema: line("l3-cache-schema", "L3")?,
+        mem_bw_schema: line("mem-bw-schema", "MB")?,
+    })
 }
 
 fn memory(parsed: &Parsed) -> Result<Option<oci_spec::runtime::LinuxMemory>> {
@@ -238,6 +252,10 @@ mod tests {
     use crate::commands::arguments::parse;
 
     fn flags(arguments: &[&str]) -> Result<LinuxResources> {
+        all(arguments).map(|(resources, _)| resources)
+    }
+
+    fn all(arguments: &[&str]) -> Result<(LinuxResources, Update)> {
         let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
         from_flags(&parse(&[COMMAND.flags], &arguments, COMMAND.order).unwrap())
     }
@@ -304,6 +322,18 @@ mod tests {
             error(&["--cpuset-cpus", "a"]),
             "cpu.cpus: \"a\": must be a list such as 0-3,7"
         );
-        assert!(error(&["--l3-cache-schema", "x"]).starts_with("--l3-cache-schema: "));
+        assert_eq!(
+            error(&["--l3-cache-schema", "x"]),
+            "--l3-cache-schema: \"x\": must be one line that starts with \"L3\", such as L3:0=10"
+        );
+        assert!(error(&["--mem-bw-schema", "MB:0=1\nL3:0=1"]).starts_with("--mem-bw-schema: "));
+    }
+
+    #[test]
+    fn shares_of_caches_alone_are_enough() {
+        let (resources, rdt) = all(&["--l3-cache-schema", "L3:0=f", "--mem-bw-schema="]).unwrap();
+        assert_eq!(resources, LinuxResourcesBuilder::default().build().unwrap());
+        assert_eq!(rdt.l3_cache_schema.as_deref(), Some("L3:0=f"));
+        assert_eq!(rdt.mem_bw_schema, None);
     }
 }

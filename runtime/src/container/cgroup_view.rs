@@ -15,9 +15,13 @@ const ROOT: &str = "/sys/fs/cgroup";
 #[must_use]
 pub fn cgroup_view(layout: &Layout, cgroup: &Cgroup) -> Cgroups {
     let Layout::V1(trees) = layout else {
-        return cgroup
-            .path()
-            .map_or(Cgroups::Absent, |own| Cgroups::Unified { own: own.to_owned() });
+        // A container without one is in its creator's, which others are in.
+        let foreign = cgroup.is_absent();
+        let own = match cgroup.path() {
+            Some(own) => own.to_owned(),
+            None => Path::new(ROOT).join(Layout::own_unified().unwrap_or_default()),
+        };
+        return Cgroups::Unified { own, foreign };
     };
     let mut hierarchies = Vec::new();
     for (controllers, own) in cgroup.paths().filter(|(controllers, _)| !controllers.is_empty()) {
@@ -74,6 +78,36 @@ pub fn writes_cgroup(spec: &Spec) -> bool {
     !own_mounts || spec.mounts().iter().flatten().any(shows_writable_cgroup)
 }
 
+/// The user of the host that a container's own root, or whoever its program runs as, is, where the cgroup is to be given to
+/// it (as runc does): with a user namespace and a cgroup namespace of its own, and /sys/fs/cgroup mounted writable.
+#[must_use]
+pub fn delegated_to(spec: &Spec) -> Option<u32> {
+    let linux = spec.linux().as_ref()?;
+    let makes = |kind| {
+        let mut namespaces = linux.namespaces().iter().flatten();
+        namespaces.any(|namespace| namespace.typ() == kind && namespace.path().is_none())
+    };
+    if !makes(LinuxNamespaceType::User) || !makes(LinuxNamespaceType::Cgroup) {
+        return None;
+    }
+    let mut mounts = spec.mounts().iter().flatten();
+    let usual = |mount: &Mount| {
+        mount.destination().components().eq(Path::new(ROOT).components())
+            && mount
+                .typ()
+                .as_deref()
+                .is_some_and(|typ| typ.starts_with("cgroup"))
+    };
+    if !mounts.any(|mount| usual(mount) && shows_writable_cgroup(mount)) {
+        return None;
+    }
+    let uid = spec.process().as_ref()?.user().uid();
+    linux.uid_mappings().iter().flatten().find_map(|map| {
+        let offset = uid.checked_sub(map.container_id())?;
+        (offset < map.size()).then(|| map.host_id().checked_add(offset))?
+    })
+}
+
 fn shows_writable_cgroup(mount: &Mount) -> bool {
     let options = mount.options().as_deref().unwrap_or_default();
     let last = options
@@ -102,6 +136,27 @@ mod tests {
             r#"{{"ociVersion": "1.2.0", "mounts": [{mounts}], "linux": {{"namespaces": [{{"type": "mount"}}]}}}}"#
         );
         writes_cgroup(&serde_json::from_str(&config).unwrap())
+    }
+
+    #[test]
+    fn a_cgroup_is_delegated_with_both_namespaces_and_a_writable_mount_alone() {
+        let to = |namespaces: &str, options: &str| {
+            let config = format!(
+                r#"{{"ociVersion": "1.2.0", "process": {{"user": {{"uid": 5, "gid": 0}}, "cwd": "/"}},
+                    "mounts": [{{"destination": "/sys/fs/cgroup/", "type": "cgroup", "source": "cgroup", "options": [{options}]}}],
+                    "linux": {{"namespaces": [{namespaces}], "uidMappings":
+                        [{{"containerID": 0, "hostID": 1000, "size": 1}}, {{"containerID": 1, "hostID": 2000, "size": 9}}]}}}}"#
+            );
+            delegated_to(&serde_json::from_str(&config).unwrap())
+        };
+        let both = r#"{"type": "user"}, {"type": "cgroup"}"#;
+        assert_eq!(to(both, ""), Some(2004));
+        assert_eq!(to(both, "\"ro\""), None);
+        assert_eq!(to(r#"{"type": "user"}"#, ""), None);
+        assert_eq!(
+            to(r#"{"type": "user"}, {"type": "cgroup", "path": "/x"}"#, ""),
+            None
+        );
     }
 
     #[test]

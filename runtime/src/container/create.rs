@@ -8,13 +8,14 @@
 //!  3 record, make the cgroup, set its limits   from here on a kill -9 of the runtime leaves what delete finds
 //!  4 clone                                     the child is on its way (process::init)
 //!  5 record init                               it ends by itself if the runtime is killed before that
-//!  6 map ids, give the scope its limits; let the child go
+//!  6 map ids, give the scope its limits, network devices, a resctrl group; let the child go
 //!  7 serve the child: hooks, terminal, listener, until it is ready
 //!  8 pid file, publish the gate
 //! ```
 //!
 //! A failure undoes what was made, in reverse: [`Unfinished`].
 
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -23,12 +24,14 @@ use oci_spec::runtime::{Linux, Process};
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::Bundle;
-use crate::cgroup::{Cgroup, Driver, JoinTarget, Layout};
-use crate::container::cgroup_view::cgroup_view;
+use crate::cgroup::{Cgroup, Driver, JoinTarget, Layout, Scope};
+use crate::container::cgroup_view::{cgroup_view, delegated_to};
 use crate::container::delete::run_poststop_hooks;
 use crate::container::handover::{send_listener, send_master, send_pidfd, write_pid_file};
 use crate::container::notify::{self, Notify};
-use crate::container::plan::{CreateOptions, check_terminal, payload, plan_root, waits_for_parent};
+use crate::container::plan::{
+    CreateOptions, check_terminal, opens_to_user, payload, plan_root, waits_for_parent,
+};
 use crate::container::state::{Locked, Record, StateRoot, process_stat};
 use crate::namespace::{IdMaps, Namespaces};
 use crate::process::channel::{Channel, Message};
@@ -38,12 +41,13 @@ use crate::process::init::{Init, runs_in_runtime};
 use crate::process::label::set_oom_score;
 use crate::process::spawn::{Birth, Spawned, spawn};
 use crate::procfs::Procfs;
-use crate::sys::clone::{CLONE_NEWPID, CLONE_NEWUSER, Child};
+use crate::resctrl::Group;
+use crate::sys::clone::{CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUSER, Child};
 use crate::sys::process::has_ended;
-use crate::{hooks, log, rootfs, sys};
+use crate::{hooks, log, netdev, rootfs, rootless, sys};
 
 /// How long a cgroup is given to become empty after its processes were killed.
-pub(super) const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const CGROUP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What became of `create`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -98,6 +102,9 @@ pub(super) struct Unfinished<'a> {
     spawned: Option<Spawned>,
     notify: Option<Notify>,
     hook_state: hooks::State,
+    hook_output: hooks::Output,
+    /// Network devices that were given to the container.
+    devices: Option<netdev::Moved>,
 }
 
 /// What the child handed over on its way.
@@ -112,12 +119,6 @@ pub(super) struct HandedOver {
 impl<'a> Unfinished<'a> {
     /// Steps 1 to 6.
     pub(super) fn begin(root: &StateRoot, options: &'a mut CreateOptions<'_>, gated: bool) -> Result<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            bail!(
-                "rtc must be run as root (user {} is not): rootless containers are not supported yet",
-                nix::unistd::geteuid()
-            );
-        }
         let directory = root.claim(&options.id)?;
         // What the shim was started by is no service manager of its containers.
         let prepared = match options.reporter {
@@ -135,6 +136,8 @@ impl<'a> Unfinished<'a> {
             record: None,
             spawned: None,
             notify: None,
+            devices: None,
+            hook_output: hooks::Output::default(),
             hook_state: hooks::State::new(options.id.as_str(), spec.version(), dir, annotations),
         };
         let started = notify.and_then(|notify| {
@@ -155,6 +158,9 @@ impl<'a> Unfinished<'a> {
         let options = self.options;
         let Bundle { spec, raw, .. } = &options.bundle;
         self.directory()?.save_config(raw)?;
+        if let (Some(_), Some(annotations)) = (spec.hooks(), spec.annotations()) {
+            self.hook_output = hooks::Output::open(annotations.iter())?;
+        }
         let default = Linux::default();
         let linux = spec.linux().as_ref().unwrap_or(&default);
         let process = spec
@@ -162,21 +168,18 @@ impl<'a> Unfinished<'a> {
             .as_ref()
             .context("config.json: process is missing; nothing could be started")?;
         let namespaces = Namespaces::open(linux)?;
+        namespaces.check_caller()?;
         namespaces.check_names(spec)?;
-        let payload = payload(process, linux, options)?;
-        let layout = Layout::detect()?;
-        let driver = if options.systemd_cgroup {
-            Driver::Systemd
-        } else {
-            Driver::Cgroupfs
-        };
-        let cgroup = Cgroup::place(
-            linux.cgroups_path().as_deref(),
-            options.id.as_str(),
-            &layout,
-            driver,
-        )?;
-        self.record = Some(self.first_record(cgroup, gated, namespaces.makes(CLONE_NEWPID)));
+        let payload = payload(process, linux, &namespaces, options)?;
+        let (layout, cgroup) = self.place_cgroup(linux)?;
+        let driver = cgroup.driver();
+        let mut record = first_record(options, cgroup, gated, namespaces.makes(CLONE_NEWPID));
+        record.intel_rdt = linux
+            .intel_rdt()
+            .as_ref()
+            .map(|config| Group::plan(config, options.id.as_str()))
+            .transpose()?;
+        self.record = Some(record);
         self.save()?;
         if let Err(error) = self.record.as_mut().context("the record")?.cgroup.make() {
             // What it made it has removed. A cgroup that is there now is another's: not ours to empty, see `undo`.
@@ -211,6 +214,7 @@ impl<'a> Unfinished<'a> {
                 .then(|| Gate::create(self.directory.as_ref().context("the state directory")?))
                 .transpose()?,
             hook_state: &self.hook_state,
+            hook_output: &self.hook_output,
         };
         let birth = Birth {
             namespaces: &namespaces,
@@ -221,35 +225,39 @@ impl<'a> Unfinished<'a> {
             keep_only: None,
             reporter: options.reporter,
         };
+        if opens_to_user(&namespaces) {
+            // The child is born so, and we can't write its maps otherwise.
+            sys::process::set_dumpable(true)?;
+        }
         self.spawned = Some(spawn(&birth, |channel| init.run(channel))?);
         self.record_child()?;
-        self.release(linux, &namespaces, driver)
+        self.release(linux, &namespaces, driver)?;
+        if opens_to_user(&namespaces) {
+            sys::process::set_dumpable(false)?;
+        }
+        Ok(())
     }
 
-    /// What is known before anything is made in the kernel: a runtime killed from here on leaves what delete finds.
-    fn first_record(&self, cgroup: Cgroup, gated: bool, owns_pids: bool) -> Record {
-        let Bundle {
-            dir, rootfs, spec, ..
-        } = &self.options.bundle;
-        let annotations = spec.annotations().iter().flatten();
-        Record {
-            oci_version: spec.version().clone(),
-            bundle: dir.clone(),
-            rootfs: rootfs.clone(),
-            pid: 0,
-            start_time: 0,
-            created: log::timestamp(std::time::SystemTime::now()),
-            owner: nix::unistd::getuid().as_raw(),
-            annotations: annotations
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect(),
-            cgroup,
-            gated,
-            set_up: gated,
-            no_new_keyring: self.options.no_new_keyring,
-            has_hooks: spec.hooks().is_some(),
-            owns_pids,
-        }
+    /// Where its cgroup will be. A machine without any has none for rootless containers.
+    fn place_cgroup(&self, linux: &Linux) -> Result<(Layout, Cgroup)> {
+        let options = self.options;
+        let driver = if options.systemd_cgroup {
+            Driver::Systemd
+        } else {
+            Driver::Cgroupfs
+        };
+        let path = linux.cgroups_path().as_deref();
+        let path = path.filter(|path| !path.as_os_str().is_empty());
+        let layout = match Layout::detect() {
+            Err(error) if path.is_none() && driver == Driver::Cgroupfs && options.rootless.excuses() => {
+                log::debug(|| format!("no cgroup: {error:#}"));
+                Layout::V1(Vec::new())
+            }
+            layout => layout?,
+        };
+        let mut cgroup = Cgroup::place(path, options.id.as_str(), &layout, driver)?;
+        cgroup.excuse(options.rootless, path.is_none());
+        Ok((layout, cgroup))
     }
 
     fn save(&self) -> Result<()> {
@@ -276,6 +284,7 @@ impl<'a> Unfinished<'a> {
 
     /// Step 6: what only the parent may do to the child, which waits for it.
     fn release(&mut self, linux: &Linux, namespaces: &Namespaces, driver: Driver) -> Result<()> {
+        self.give_of_the_machine(linux, namespaces)?;
         let Some(Spawned { child, channel }) = &self.spawned else {
             bail!("no child")
         };
@@ -305,18 +314,52 @@ impl<'a> Unfinished<'a> {
         if driver == Driver::Systemd {
             let cgroup = &self.record.as_ref().context("the record")?.cgroup;
             let resources = linux.resources().clone().unwrap_or_default();
-            cgroup.attach(
-                child.pid,
-                &resources,
-                self.options.bundle.spec.annotations().as_ref(),
-            )?;
+            let devices = resources.devices().clone().unwrap_or_default();
+            let scope = Scope {
+                resources,
+                annotations: self.options.bundle.spec.annotations().as_ref(),
+                devices: Some(&devices),
+            };
+            cgroup.attach(child.pid, &scope)?;
             set_limits(cgroup, linux)?;
+        }
+        if let (Some(owner), Some(record)) = (delegated_to(&self.options.bundle.spec), &self.record) {
+            let given = record.cgroup.delegate(owner).context("delegate the cgroup");
+            match given {
+                // Of an ordinary user: to an id that newuidmap gave it.
+                Err(error) if rootless::was_refused(&error) && self.options.rootless.excuses() => {
+                    log::warn(format_args!("{error:#}"));
+                }
+                given => given?,
+            }
         }
         if waits_for_parent(&self.options.bundle.spec, namespaces, driver) {
             channel.go()
         } else {
             Ok(())
         }
+    }
+
+    /// A share of the caches, and network devices.
+    fn give_of_the_machine(&mut self, linux: &Linux, namespaces: &Namespaces) -> Result<()> {
+        if let Some(config) = linux.intel_rdt() {
+            let pid = self.child()?.pid;
+            let group = self.record.as_mut().and_then(|record| record.intel_rdt.as_mut());
+            group.context("the resctrl group")?.make(config, pid)?;
+            self.save()?;
+        }
+        let devices = linux.net_devices().as_ref().filter(|devices| !devices.is_empty());
+        if let Some(devices) = devices {
+            let namespace = match namespaces.joined(CLONE_NEWNET) {
+                Some(joined) => joined.try_clone_to_owned().context("dup")?,
+                None => {
+                    let path = format!("/proc/{}/ns/net", self.child()?.pid);
+                    File::open(&path).with_context(|| format!("open {path}"))?.into()
+                }
+            };
+            self.devices = Some(netdev::move_into(namespace, devices)?);
+        }
+        Ok(())
     }
 
     fn child(&self) -> Result<&Child> {
@@ -416,6 +459,7 @@ impl<'a> Unfinished<'a> {
         let place = hooks::Place::Runtime {
             bundle: &self.options.bundle.dir,
             init: Some(child.pidfd.as_fd()),
+            output: &self.hook_output,
         };
         hooks::run("prestart", prestart.as_ref(), &state, &place)?;
         hooks::run("createRuntime", hooks.create_runtime().as_ref(), &state, &place)
@@ -433,6 +477,9 @@ impl<'a> Unfinished<'a> {
 
     /// Removes all there is, and passes the error on. A failure here is only told: the first error is what counts.
     pub(super) fn undo(&mut self, error: anyhow::Error) -> anyhow::Error {
+        if let Some(devices) = self.devices.take() {
+            devices.undo();
+        }
         let spawned = self.spawned.take();
         if let Some(Spawned { child, .. }) = &spawned {
             let _ = sys::process::pidfd_send_signal(&child.pidfd, libc::SIGKILL);
@@ -446,9 +493,13 @@ impl<'a> Unfinished<'a> {
             }
         }
         let mut record = self.record.take();
-        if let Some(Record { cgroup, .. }) = &mut record {
+        if let Some(Record {
+            cgroup, intel_rdt, ..
+        }) = &mut record
+        {
+            let group = intel_rdt.as_ref().map_or(Ok(()), Group::remove);
             let removed = cgroup.remove(Instant::now() + CGROUP_DEADLINE);
-            if let Err(error) = removed {
+            for error in [group, removed].into_iter().filter_map(Result::err) {
                 log::warn(format_args!("clean up: {error:#}"));
             }
             cgroup.undo();
@@ -469,8 +520,41 @@ impl<'a> Unfinished<'a> {
     }
 }
 
+/// What is known before anything is made in the kernel: a runtime killed from here on leaves what delete finds.
+pub(crate) fn first_record(
+    options: &CreateOptions<'_>,
+    cgroup: Cgroup,
+    gated: bool,
+    owns_pids: bool,
+) -> Record {
+    let Bundle {
+        dir, rootfs, spec, ..
+    } = &options.bundle;
+    let annotations = spec.annotations().iter().flatten();
+    Record {
+        oci_version: spec.version().clone(),
+        bundle: dir.clone(),
+        rootfs: rootfs.clone(),
+        pid: 0,
+        start_time: 0,
+        created: log::timestamp(std::time::SystemTime::now()),
+        owner: nix::unistd::getuid().as_raw(),
+        annotations: annotations
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
+        cgroup,
+        gated,
+        set_up: gated,
+        no_new_keyring: options.no_new_keyring,
+        has_hooks: spec.hooks().is_some(),
+        owns_pids,
+        time_namespace: false,
+        intel_rdt: None,
+    }
+}
+
 /// The limits and device rules of `linux.resources`.
-fn set_limits(cgroup: &Cgroup, linux: &Linux) -> Result<()> {
+pub(crate) fn set_limits(cgroup: &Cgroup, linux: &Linux) -> Result<()> {
     let resources = linux.resources().as_ref();
     if let Some(resources) = resources {
         cgroup.apply(resources)?;

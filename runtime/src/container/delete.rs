@@ -8,6 +8,7 @@ use oci_spec::runtime::Hook;
 use crate::container::create::CGROUP_DEADLINE;
 use crate::container::id::ContainerId;
 use crate::container::state::{Locked, NotFound, Operation, Record, StateRoot, Status};
+use crate::resctrl::Group;
 use crate::{bundle, hooks, log};
 
 /// Deletes a stopped container, or with `force` any: then its processes are killed first, and a missing one is fine.
@@ -51,22 +52,31 @@ fn lock(root: &StateRoot, id: &ContainerId, force: bool) -> Result<Locked> {
 }
 
 /// Ends what runs, then removes the cgroup and the state, and runs the poststop hooks.
-pub(super) fn remove_killed(directory: Locked, record: &Record) -> Result<()> {
+pub(crate) fn remove_killed(directory: Locked, record: &Record) -> Result<()> {
     if record.pid == 0 {
         // Its create died before there was an init, or before it could say so; then that ends by itself. The cgroup may
         // be another container's, which the create was about to find out: nothing in it is ours to kill.
         if let Err(error) = record.cgroup.remove(Instant::now() + CGROUP_DEADLINE) {
             log::warn(format_args!("its cgroup is left: {error:#}"));
         }
+        if let Err(error) = record.intel_rdt.as_ref().map_or(Ok(()), Group::remove) {
+            log::warn(format_args!("{error:#}"));
+        }
         return directory.remove();
     }
     if directory.status(record)? != Status::Stopped {
+        if record.cgroup.is_absent() {
+            record.kill_all().ok();
+        }
         record.signal(libc::SIGKILL).ok();
     }
     // Also what init left behind, where it did not own the PID namespace; and what is frozen.
     record.cgroup.kill().context("kill the container's processes")?;
     record.wait_for_end(CGROUP_DEADLINE)?;
     record.cgroup.remove(Instant::now() + CGROUP_DEADLINE)?;
+    if let Some(group) = &record.intel_rdt {
+        group.remove()?;
+    }
     let poststop = poststop_hooks(&directory, record);
     let id = directory.id().clone();
     // The container is gone before its hooks run: they may look, and even make it again.
@@ -93,12 +103,20 @@ fn poststop_hooks(directory: &Locked, record: &Record) -> Vec<Hook> {
 }
 
 /// All of them run, whatever the others do: the container is gone already.
-pub(super) fn run_poststop_hooks(hooks: &[Hook], id: &ContainerId, record: &Record) {
+pub(crate) fn run_poststop_hooks(hooks: &[Hook], id: &ContainerId, record: &Record) {
+    if hooks.is_empty() {
+        return;
+    }
     let state = record.hook_state(id).json("stopped", 0);
+    let output = hooks::Output::open(record.annotations.iter()).unwrap_or_else(|error| {
+        log::warn(format_args!("{error:#}"));
+        hooks::Output::default()
+    });
     for hook in hooks {
         let place = hooks::Place::Runtime {
             bundle: &record.bundle,
             init: None,
+            output: &output,
         };
         if let Err(error) = hooks::run("poststop", Some(&vec![hook.clone()]), &state, &place) {
             log::warn(format_args!("{error:#}"));

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{Linux, Process, Spec};
 use serde::{Deserialize, Serialize};
 
+use crate::annotations::Annotations;
 use crate::bundle;
 use crate::cgroup::{ExecCgroup, JoinTarget};
 use crate::container::cgroup_view::writes_cgroup;
@@ -30,9 +31,9 @@ use crate::process::program::Program;
 use crate::process::spawn::{Birth, Spawned, spawn};
 use crate::process::worker::Reporter;
 use crate::procfs::Procfs;
-use crate::sys::clone::{CLONE_NEWNS, CLONE_NEWUSER};
+use crate::sys::clone::{CLONE_NEWNS, CLONE_NEWTIME, CLONE_NEWUSER};
 use crate::sys::process;
-use crate::{log, seccomp, sys};
+use crate::{log, rootless, seccomp, sys};
 
 /// What `exec` is asked for.
 #[derive(Debug)]
@@ -173,6 +174,9 @@ impl Container<'_> {
                 // From inside the namespace no hard limit can be raised; children inherit ours.
                 identity::set_rlimits(Pid::from_raw(0), process)?;
             }
+            if let Some(group) = &self.record.intel_rdt {
+                group.join()?;
+            }
             apply_to_ourselves(process)
         };
         let mut join = Some(Join {
@@ -234,6 +238,11 @@ impl Container<'_> {
             .iter()
             .flatten()
             .fold(0, |flags, namespace| flags | namespace::flag(namespace.typ()));
+        let flags = if self.record.time_namespace {
+            flags | CLONE_NEWTIME
+        } else {
+            flags
+        };
         let root = (flags & CLONE_NEWNS == 0)
             .then(|| self.open_root(&init))
             .transpose()?;
@@ -248,13 +257,21 @@ impl Container<'_> {
             .then(|| CString::new(format!("_ses.{}", self.directory.id())).context("the name of the keyring"))
             .transpose()?;
         let for_socket = options.console_socket.is_some() || options.reporter.is_some();
+        let mut identity = Identity::new(process, linux)?;
+        if Annotations::read(self.record.annotations.iter())?
+            .0
+            .keep_original_groups
+        {
+            identity.keep_original_groups();
+        }
         Ok(Payload {
-            identity: Identity::new(process, linux)?,
+            identity,
             program: Program::new(process)?,
             filter: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
             keyring,
             terminal: terminal_of(Some(process), for_socket),
             preserve_fds: options.preserve_fds,
+            open_to_user: false,
         })
     }
 
@@ -325,7 +342,15 @@ fn apply_to_ourselves(wanted: &Process) -> Result<()> {
     }
     let procfs = Procfs::open()?;
     if let Some(score) = wanted.oom_score_adj() {
+        // To an ordinary user the file is root's while this process is hidden; it has not entered anything yet.
+        let hidden = rootless::ordinary_user().is_some();
+        if hidden {
+            process::set_dumpable(true)?;
+        }
         set_oom_score(&procfs, "self", score)?;
+        if hidden {
+            process::set_dumpable(false)?;
+        }
     }
     labels.write(&procfs)
 }

@@ -8,6 +8,7 @@ use nix::unistd::Pid;
 
 use crate::container::id::ContainerId;
 use crate::container::state::{Operation, Record, StateRoot, Status, process_stat};
+use crate::container::without_cgroup;
 use crate::sys::process::{has_ended, pidfd_open, pidfd_send_signal};
 use crate::sys::{self, Errno};
 
@@ -24,13 +25,13 @@ pub fn kill(root: &StateRoot, id: &ContainerId, signal: i32, all: bool) -> Resul
     let status = directory.status(&record)?;
     let whole = signal == libc::SIGKILL && (all || !record.owns_pids);
     if whole {
-        if status == Status::Stopped && record.cgroup.processes().map_or(true, |pids| pids.is_empty()) {
+        if status == Status::Stopped && record.processes().map_or(true, |pids| pids.is_empty()) {
             status.allows(Operation::Kill, id)?;
         }
-        return record.cgroup.kill();
+        return record.kill_all();
     }
     if all {
-        if status == Status::Stopped && record.cgroup.processes().map_or(true, |pids| pids.is_empty()) {
+        if status == Status::Stopped && record.processes().map_or(true, |pids| pids.is_empty()) {
             return Ok(());
         }
         return signal_all(&record, signal);
@@ -47,12 +48,7 @@ pub fn kill(root: &StateRoot, id: &ContainerId, signal: i32, all: bool) -> Resul
 
 fn signal_all(record: &Record, signal: i32) -> Result<()> {
     // Processes outside of our PID namespace are listed as 0.
-    for pid in record
-        .cgroup
-        .processes()?
-        .into_iter()
-        .filter(|pid| pid.as_raw() > 0)
-    {
+    for pid in record.processes()?.into_iter().filter(|pid| pid.as_raw() > 0) {
         match pidfd_open(pid).and_then(|pidfd| pidfd_send_signal(&pidfd, signal)) {
             Ok(())
             | Err(sys::Error {
@@ -65,6 +61,30 @@ fn signal_all(record: &Record, signal: i32) -> Result<()> {
 }
 
 impl Record {
+    /// All processes of the container.
+    ///
+    /// # Errors
+    ///
+    /// Its cgroup can't be read.
+    pub fn processes(&self) -> Result<Vec<Pid>> {
+        if self.cgroup.is_absent() {
+            return without_cgroup::processes(self);
+        }
+        self.cgroup.processes()
+    }
+
+    /// Kills all of them; does not wait for their end.
+    ///
+    /// # Errors
+    ///
+    /// Its cgroup can't be read or written.
+    pub(super) fn kill_all(&self) -> Result<()> {
+        if self.cgroup.is_absent() {
+            return without_cgroup::kill(self);
+        }
+        self.cgroup.kill()
+    }
+
     /// Sends a signal to init, never to another process that got its pid.
     ///
     /// # Errors

@@ -28,7 +28,7 @@ const VARIABLE: &str = "NOTIFY_SOCKET";
 pub const DIRECTORY: &str = "notify";
 const SOCKET: &str = "notify.sock";
 /// In the container.
-const MOUNTED_AT: &str = "/run/notify";
+pub const MOUNTED_AT: &str = "/run/notify";
 
 /// Gives the container a place for its socket, where the caller is run with `NOTIFY_SOCKET`.
 ///

@@ -7,16 +7,18 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use oci_spec::runtime::{Linux, Process, Spec};
 
+use crate::annotations::Annotations;
 use crate::bundle::Bundle;
 use crate::cgroup::Driver;
 use crate::container::id::ContainerId;
-use crate::namespace::Namespaces;
+use crate::namespace::{IdMaps, Namespaces};
 use crate::process::identity::Identity;
 use crate::process::init::Root;
 use crate::process::payload::Payload;
 use crate::process::program::Program;
 use crate::process::terminal::TerminalRequest;
 use crate::process::worker::Reporter;
+use crate::rootless::{self, Rootless};
 use crate::sys::clone::{CLONE_NEWNS, CLONE_NEWUSER};
 use crate::sys::tty;
 use crate::{log, rootfs, seccomp};
@@ -44,6 +46,8 @@ pub struct CreateOptions<'a> {
     pub listen_fds: u32,
     /// Let systemd make the cgroup.
     pub systemd_cgroup: bool,
+    /// Whether a cgroup that can't be made is done without.
+    pub rootless: Rootless,
     /// In a worker of the shim: where init and the master of its terminal are reported. Nobody waits for init here.
     pub reporter: Option<&'a Reporter>,
 }
@@ -70,7 +74,7 @@ pub(super) fn terminal_of(process: Option<&Process>, for_socket: bool) -> Option
 /// # Errors
 ///
 /// In runc's words.
-pub(super) fn check_terminal(terminal: bool, console_socket: bool, detach: bool) -> Result<()> {
+pub(crate) fn check_terminal(terminal: bool, console_socket: bool, detach: bool) -> Result<()> {
     if terminal && detach && !console_socket {
         bail!("cannot allocate tty if rtc will detach without setting console socket; give --console-socket");
     }
@@ -80,18 +84,25 @@ pub(super) fn check_terminal(terminal: bool, console_socket: bool, detach: bool)
     Ok(())
 }
 
-/// Whether init has to wait before it does anything: for its ids, for its cgroup, or, where it will run hooks, which may
-/// take any time, for being recorded.
+/// Whether init has to wait before it does anything: for its ids, for its cgroup, for what it gets of the machine, or,
+/// where it will run hooks, which may take any time, for being recorded.
 pub(super) fn waits_for_parent(spec: &Spec, namespaces: &Namespaces, driver: Driver) -> bool {
     let hooks = spec
         .hooks()
         .as_ref()
         .and_then(|hooks| hooks.create_container().as_ref());
-    namespaces.has(CLONE_NEWUSER) || driver == Driver::Systemd || hooks.is_some_and(|hooks| !hooks.is_empty())
+    let given = spec.linux().as_ref().is_some_and(|linux| {
+        let devices = linux.net_devices().as_ref();
+        linux.intel_rdt().is_some() || devices.is_some_and(|devices| !devices.is_empty())
+    });
+    namespaces.has(CLONE_NEWUSER)
+        || driver == Driver::Systemd
+        || given
+        || hooks.is_some_and(|hooks| !hooks.is_empty())
 }
 
 /// Where its root is, and with a mount namespace all that is mounted there.
-pub(super) fn plan_root<'a>(
+pub(crate) fn plan_root<'a>(
     bundle: &'a Bundle,
     namespaces: &Namespaces,
     context: &rootfs::Context,
@@ -111,12 +122,36 @@ pub(super) fn plan_root<'a>(
     Ok(Root::Directory(&bundle.rootfs))
 }
 
+/// Whether the caller is an ordinary user, and the container's user namespace is of its making: then the child is open to
+/// that user, whose its files in `/proc` are (its ids are mapped through them), as no other process is in there.
+pub(super) fn opens_to_user(namespaces: &Namespaces) -> bool {
+    namespaces.makes(CLONE_NEWUSER) && rootless::ordinary_user().is_some()
+}
+
 /// What the child becomes, prepared.
-pub(super) fn payload(process: &Process, linux: &Linux, options: &CreateOptions<'_>) -> Result<Payload> {
+pub(super) fn payload(
+    process: &Process,
+    linux: &Linux,
+    namespaces: &Namespaces,
+    options: &CreateOptions<'_>,
+) -> Result<Payload> {
+    if namespaces.makes(CLONE_NEWUSER) {
+        IdMaps::new(linux).check_ids(process.user().uid(), process.user().gid())?;
+    }
     let filter = linux.seccomp().as_ref().map(seccomp::compile).transpose()?;
+    let annotations = match options.bundle.spec.annotations() {
+        Some(all) => Annotations::read(all.iter())?.0,
+        None => Annotations::default(),
+    };
     if let Some(filter) = &filter
         && !filter.unknown.is_empty()
     {
+        if annotations.seccomp_fail_unknown {
+            bail!(
+                "linux.seccomp.syscalls: unknown system calls: {} (annotation run.oci.seccomp_fail_unknown_syscall)",
+                filter.unknown.join(", ")
+            );
+        }
         log::debug(|| {
             format!(
                 "seccomp: unknown system calls are ignored: {}",
@@ -133,8 +168,12 @@ pub(super) fn payload(process: &Process, linux: &Linux, options: &CreateOptions<
         // Init is process 1 of its namespace; where it has none, it would take the sockets for another's.
         program.set_variable("LISTEN_PID", "1")?;
     }
+    let mut identity = Identity::new(process, linux)?;
+    if annotations.keep_original_groups {
+        identity.keep_original_groups();
+    }
     Ok(Payload {
-        identity: Identity::new(process, linux)?,
+        identity,
         program,
         filter,
         keyring,
@@ -143,5 +182,6 @@ pub(super) fn payload(process: &Process, linux: &Linux, options: &CreateOptions<
             options.console_socket.is_some() || options.reporter.is_some(),
         ),
         preserve_fds: options.preserve_fds,
+        open_to_user: opens_to_user(namespaces),
     })
 }

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Stats};
 use crate::container::id::ContainerId;
 use crate::container::state::{Directory, Record, StateRoot, Status};
 use crate::log;
+use crate::resctrl::Group;
 
 /// A container as `state` and `list` show it, with runc's fields in runc's order.
 #[derive(Debug, Serialize)]
@@ -95,22 +96,49 @@ pub fn processes(root: &StateRoot, id: &ContainerId) -> Result<Vec<i32>> {
     if directory.status(&record)? == Status::Stopped && !record.cgroup.exists() {
         return Ok(Vec::new());
     }
-    let pids = record.cgroup.processes().context("the container's processes")?;
+    let pids = record.processes().context("the container's processes")?;
     Ok(pids.into_iter().map(nix::unistd::Pid::as_raw).collect())
 }
 
-/// The cgroup of a container that has not ended: for `events`.
+/// Where it is counted what a container uses.
+#[derive(Debug)]
+pub struct Meters {
+    /// Its cgroup.
+    pub cgroup: Cgroup,
+    /// Its resctrl group, where it has one.
+    intel_rdt: Option<Group>,
+}
+
+impl Meters {
+    /// What it has used up to now.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cgroup::stats`], [`Group::stats`].
+    pub fn stats(&self) -> Result<Stats> {
+        let mut stats = self.cgroup.stats()?;
+        if let Some(group) = &self.intel_rdt {
+            stats.intel_rdt = group.stats()?;
+        }
+        Ok(stats)
+    }
+}
+
+/// The meters of a container that has not ended: for `events`.
 ///
 /// # Errors
 ///
 /// The container does not exist or has ended.
-pub fn cgroup(root: &StateRoot, id: &ContainerId) -> Result<Cgroup> {
+pub fn meters(root: &StateRoot, id: &ContainerId) -> Result<Meters> {
     let directory = root.open(id)?;
     let record = directory.complete_record()?;
     if directory.status(&record)? == Status::Stopped {
         bail!("container {id} is not running");
     }
-    Ok(record.cgroup)
+    Ok(Meters {
+        cgroup: record.cgroup,
+        intel_rdt: record.intel_rdt,
+    })
 }
 
 /// Names of users, each looked up once.

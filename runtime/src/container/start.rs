@@ -122,11 +122,15 @@ pub(super) fn run_poststart_hooks(root: &StateRoot, directory: Locked, record: &
     let id = directory.id().clone();
     drop(directory);
     let state = record.hook_state(&id).json("running", record.pid);
-    let place = hooks::Place::Runtime {
-        bundle: &record.bundle,
-        init: None,
+    let run = |output: &hooks::Output| {
+        let place = hooks::Place::Runtime {
+            bundle: &record.bundle,
+            init: None,
+            output,
+        };
+        hooks::run("poststart", Some(poststart), &state, &place)
     };
-    if let Err(error) = hooks::run("poststart", Some(poststart), &state, &place) {
+    if let Err(error) = hooks::Output::open(record.annotations.iter()).and_then(|output| run(&output)) {
         if let Err(error) = remove_if_same(root, &id, record) {
             log::warn(format_args!("clean up: {error:#}"));
         }
@@ -136,7 +140,7 @@ pub(super) fn run_poststart_hooks(root: &StateRoot, directory: Locked, record: &
 }
 
 /// Ends and deletes the container, unless somebody has deleted it meanwhile: another one may have its id.
-pub(super) fn remove_if_same(root: &StateRoot, id: &ContainerId, record: &Record) -> Result<()> {
+pub(crate) fn remove_if_same(root: &StateRoot, id: &ContainerId, record: &Record) -> Result<()> {
     match root.lock(id) {
         Err(error) if error.is::<NotFound>() => Ok(()),
         Err(error) => Err(error),

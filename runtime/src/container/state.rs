@@ -21,7 +21,7 @@ use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fstat};
-use nix::unistd::{Pid, UnlinkatFlags, unlinkat};
+use nix::unistd::{Pid, Uid, UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 
 use crate::bundle;
@@ -30,6 +30,8 @@ use crate::container::id::ContainerId;
 use crate::container::notify;
 use crate::hooks;
 use crate::process::gate::{self, Waiting};
+use crate::resctrl::Group;
+use crate::rootless;
 use crate::sys::{Named, file};
 
 const RECORD: &str = "state.json";
@@ -70,6 +72,13 @@ pub struct Record {
     pub has_hooks: bool,
     /// Whether init is pid 1 of a namespace of its own, so that all its processes end with it.
     pub owns_pids: bool,
+    /// Whether it has a time namespace that its configuration does not ask for: CRIU's, for a restored container's clocks
+    /// to go on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub time_namespace: bool,
+    /// Its resctrl group, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intel_rdt: Option<Group>,
 }
 
 impl Record {
@@ -137,6 +146,10 @@ pub enum Operation {
     Resume,
     /// `update`.
     Update,
+    /// `checkpoint`.
+    Checkpoint,
+    /// `mounts`.
+    Mounts,
 }
 
 impl Status {
@@ -157,11 +170,12 @@ impl Status {
             | (O::ExecPaused, S::Created | S::Running | S::Paused)
             | (O::Pause, S::Created | S::Running)
             | (O::Resume, S::Paused)
-            | (O::Update, S::Created | S::Running | S::Paused) => return Ok(()),
+            | (O::Update | O::Mounts, S::Created | S::Running | S::Paused)
+            | (O::Checkpoint, S::Running | S::Paused) => return Ok(()),
             (O::Start, S::Running) => anyhow!("cannot start an already running container"),
             (O::Start, S::Stopped) => anyhow!("cannot start a container that has stopped"),
             (O::Start, _) => anyhow!("cannot start a container that is {self}"),
-            (O::Kill | O::Pause | O::Update, S::Stopped) => anyhow!("container not running"),
+            (O::Kill | O::Pause | O::Update | O::Mounts, S::Stopped) => anyhow!("container not running"),
             (O::Delete, _) => anyhow!("cannot delete container {id} that is not stopped: {self}"),
             (O::Exec, S::Paused) => {
                 anyhow!("cannot exec in a paused container (use --ignore-paused to override)")
@@ -170,7 +184,9 @@ impl Status {
             (O::Exec | O::ExecPaused, _) => anyhow!("cannot exec in a container that is {self}"),
             (O::Pause, _) => anyhow!("container not running or created: {self}"),
             (O::Resume, _) => anyhow!("container not paused: {self}"),
+            (O::Mounts, _) => anyhow!("cannot mount in a container that is {self}"),
             (O::Update, _) => anyhow!("cannot update a container that is {self}"),
+            (O::Checkpoint, _) => anyhow!("container cannot be checkpointed in {self} state"),
         };
         Err(refused)
     }
@@ -212,9 +228,15 @@ impl StateRoot {
     /// The id is taken.
     pub fn claim(&self, id: &ContainerId) -> Result<Locked> {
         use std::os::unix::fs::DirBuilderExt;
+        let user = rootless::ordinary_user();
+        if let Some(user) = user {
+            self.check_owner(user)?;
+        }
         let make_root = || {
             let mut root = fs::DirBuilder::new();
-            root.mode(0o700).recursive(true).create(&self.0)
+            // Sticky: what cleans up a user's runtime directory leaves it alone (XDG Base Directory Specification).
+            let mode = if user.is_some() { 0o1700 } else { 0o700 };
+            root.mode(mode).recursive(true).create(&self.0)
         };
         let path = self.0.join(id.as_str());
         let make = || fs::DirBuilder::new().mode(0o711).create(&path);
@@ -227,7 +249,13 @@ impl StateRoot {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(anyhow!("container with given ID already exists: {id}"));
             }
-            Err(error) => return Err(error).with_context(|| format!("mkdir {}", path.display())),
+            Err(error) => {
+                let hint = match user {
+                    Some(_) => ": set XDG_RUNTIME_DIR to a directory of the user's, or give --root",
+                    None => "",
+                };
+                return Err(error).with_context(|| format!("mkdir {}{hint}", path.display()));
+            }
         }
         // Whoever deletes it in between, or has made it again, has the name: we were too late.
         let directory = self.open(id)?;
@@ -237,20 +265,50 @@ impl StateRoot {
         }
     }
 
+    /// Who could change the state of containers could have hooks run by the next verb. For root that is root.
+    fn check_owner(&self, user: Uid) -> Result<()> {
+        use std::os::unix::fs::MetadataExt;
+        const OTHERS_WRITE: u32 = 0o022;
+        let Ok(found) = fs::metadata(&self.0) else {
+            return Ok(());
+        };
+        if found.uid() != user.as_raw() || found.mode() & OTHERS_WRITE != 0 {
+            return Err(anyhow!(
+                "{}: is of user {}, with mode {:04o}: the state of containers of user {user} needs a directory of its \
+                 own that nobody else can write to: set XDG_RUNTIME_DIR to such a one, or give --root",
+                self.0.display(),
+                found.uid(),
+                found.mode() & 0o7777
+            ));
+        }
+        Ok(())
+    }
+
     /// Opens a container to look at it.
     ///
     /// # Errors
     ///
-    /// [`NotFound`].
+    /// [`NotFound`]; to an ordinary user, that it is another's.
     pub fn open(&self, id: &ContainerId) -> Result<Directory> {
         let path = self.0.join(id.as_str());
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         match nix::fcntl::open(&path, flags, Mode::empty()) {
-            Ok(fd) => Ok(Directory {
-                id: id.clone(),
-                path,
-                fd,
-            }),
+            Ok(fd) => {
+                if let Some(user) = rootless::ordinary_user() {
+                    let owner = fstat(&fd).call(|| format!("fstat({path:?})"))?.st_uid;
+                    if owner != user.as_raw() {
+                        return Err(anyhow!(
+                            "container {:?}: its state is of user {owner}, not of user {user}, who runs rtc",
+                            id.as_str()
+                        ));
+                    }
+                }
+                Ok(Directory {
+                    id: id.clone(),
+                    path,
+                    fd,
+                })
+            }
             Err(Errno::ENOENT) => Err(NotFound(id.clone()).into()),
             Err(errno) => Err(errno).call(|| format!("open({path:?})")).map_err(Into::into),
         }
@@ -520,7 +578,12 @@ impl Locked {
             if name == c"." || name == c".." {
                 continue;
             }
-            unlinkat(&self, name, UnlinkatFlags::NoRemoveDir).call(|| format!("unlinkat({name:?})"))?;
+            match unlinkat(&self, name, UnlinkatFlags::NoRemoveDir) {
+                // A mount point of a restore that was killed.
+                Err(Errno::EISDIR) => unlinkat(&self, name, UnlinkatFlags::RemoveDir),
+                removed => removed,
+            }
+            .call(|| format!("unlinkat({name:?})"))?;
         }
         match fs::remove_dir(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -548,28 +611,29 @@ mod tests {
                 O::Pause,
                 O::Resume,
                 O::Update,
+                O::Checkpoint,
             ]
             .map(|operation| status.allows(operation, &id).is_ok())
         };
         assert_eq!(
             allowed(Status::Created),
-            [true, true, true, true, true, false, true]
+            [true, true, true, true, true, false, true, false]
         );
         assert_eq!(
             allowed(Status::Running),
-            [false, true, false, true, true, false, true]
+            [false, true, false, true, true, false, true, true]
         );
         assert_eq!(
             allowed(Status::Paused),
-            [false, true, false, false, false, true, true]
+            [false, true, false, false, false, true, true, true]
         );
         assert_eq!(
             allowed(Status::Stopped),
-            [false, false, true, false, false, false, false]
+            [false, false, true, false, false, false, false, false]
         );
         assert_eq!(
             allowed(Status::Creating),
-            [false, true, false, false, false, false, false]
+            [false, true, false, false, false, false, false, false]
         );
     }
 

@@ -16,7 +16,7 @@
 //!
 //! Warnings may come at any time. Nothing the child executes holds its end.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -64,6 +64,11 @@ impl Channel {
         )
         .call(|| "socketpair".into())?;
         Ok((Self(parent), Self(child)))
+    }
+
+    /// This end by a number of `least` or more, for a process that is about to give the lower ones other meanings.
+    pub fn above(self, least: RawFd) -> Result<Self> {
+        Ok(Self(fd::duplicate_above(&self.0, least)?))
     }
 
     /// The parent lets the child go on.

@@ -12,6 +12,8 @@ use oci_spec::runtime::{
     LinuxSchedulerPolicy, PosixRlimitType, Process, Scheduler, User,
 };
 
+use crate::process::memory_policy::MemoryPolicy;
+use crate::rootless;
 use crate::sys::Errno;
 use crate::sys::process::{self, CapabilitySets, SchedAttr};
 
@@ -39,6 +41,7 @@ pub struct Identity {
     scheduler: Option<SchedAttr>,
     io_priority: Option<u16>,
     personality: Option<u64>,
+    memory_policy: Option<MemoryPolicy>,
     /// CPUs to run on once in the cgroup; `None`: all that the cgroup has.
     affinity: Option<Vec<u64>>,
 }
@@ -59,11 +62,11 @@ struct Rlimit {
 }
 
 impl Identity {
-    /// From a checked `process`, and `linux.personality`.
+    /// From a checked `process`, and `linux.personality`, `linux.memoryPolicy`.
     ///
     /// # Errors
     ///
-    /// A CPU list that is none.
+    /// A list of CPUs or of memory nodes that is none.
     pub fn new(process: &Process, linux: &Linux) -> Result<Self> {
         let user = process.user();
         Ok(Self {
@@ -90,6 +93,11 @@ impl Identity {
                     LinuxPersonalityDomain::PerLinux => 0,
                     LinuxPersonalityDomain::PerLinux32 => 8,
                 }),
+            memory_policy: linux
+                .memory_policy()
+                .as_ref()
+                .map(MemoryPolicy::new)
+                .transpose()?,
             affinity: final_affinity(process.exec_cpu_affinity().as_ref())?,
         })
     }
@@ -108,12 +116,20 @@ impl Identity {
         }
     }
 
+    /// Leaves the groups as they are, whatever is configured (annotation `run.oci.keep_original_groups`).
+    pub fn keep_original_groups(&mut self) {
+        self.groups = None;
+    }
+
     /// Becomes root of a user namespace that the process has just entered: files made from here on belong to it.
     ///
     /// # Errors
     ///
     /// The namespace maps no root, or denies the groups that are asked for.
     pub fn become_root(&mut self) -> Result<()> {
+        if self.groups.is_none() {
+            return process::set_ids(0, 0, None).context("become root of the user namespace");
+        }
         match process::set_ids(0, 0, Some(&[])) {
             Err(error) if error.errno == Errno::EPERM && error.call.starts_with("setgroups") => {
                 self.keep_groups()?;
@@ -156,6 +172,9 @@ impl Identity {
         if let Some(persona) = self.personality {
             process::set_personality(persona).context("linux.personality")?;
         }
+        if let Some(policy) = &self.memory_policy {
+            policy.apply()?;
+        }
         for limit in &self.rlimits {
             limit.set(0)?;
         }
@@ -183,7 +202,7 @@ impl Identity {
         if self.uid != 0 {
             process::keep_capabilities()?;
         }
-        process::set_ids(self.uid, self.gid, self.groups.as_deref()).context("process.user")?;
+        self.assume_ids().context("process.user")?;
         process::capset(sets).context("process.capabilities")?;
         process::clear_ambient()?;
         let mut warnings = Vec::new();
@@ -203,6 +222,26 @@ impl Identity {
             process::set_no_new_privileges()?;
         }
         Ok(warnings)
+    }
+}
+
+impl Identity {
+    /// Group and user. Root of a user namespace that denies setgroups(2) keeps the groups it has, as no others can be had;
+    /// none may have been asked for.
+    fn assume_ids(&self) -> Result<()> {
+        match process::set_ids(self.uid, self.gid, self.groups.as_deref()) {
+            Err(error)
+                if error.errno == Errno::EPERM
+                    && error.call.starts_with("setgroups")
+                    && rootless::in_user_namespace() =>
+            {
+                if let Some(groups) = self.groups.as_ref().filter(|groups| !groups.is_empty()) {
+                    bail!("additionalGids: {groups:?}: the user namespace denies setgroups");
+                }
+                Ok(process::set_ids(self.uid, self.gid, None)?)
+            }
+            done => Ok(done?),
+        }
     }
 }
 
@@ -226,6 +265,23 @@ impl Rlimit {
 
 fn groups(user: &User) -> Vec<u32> {
     user.additional_gids().clone().unwrap_or_default()
+}
+
+/// All capabilities that a process' configuration names, in any of its sets: a bit per number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowed(pub u64);
+
+impl Allowed {
+    /// Those of `process.capabilities`.
+    #[must_use]
+    pub fn of(process: &Process) -> Self {
+        let Capabilities {
+            bounding,
+            sets,
+            ambient,
+        } = capabilities(process);
+        Self(bounding | sets.effective | sets.permitted | sets.inheritable | ambient)
+    }
 }
 
 fn capabilities(process: &Process) -> Capabilities {

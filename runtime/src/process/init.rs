@@ -42,6 +42,9 @@ pub struct Init<'a> {
     pub gate: Option<Gate>,
     /// The state that hooks are told, by status and pid.
     pub hook_state: &'a hooks::State,
+    /// Where what createContainer hooks print goes. Those of startContainer run when no descriptor of the host is open any
+    /// more.
+    pub hook_output: &'a hooks::Output,
 }
 
 /// The container's root.
@@ -145,6 +148,7 @@ impl Init<'_> {
             self.payload.identity.become_root()?;
             // A change of the user forgets it.
             process::set_parent_death_signal(libc::SIGKILL)?;
+            self.namespaces.make_time_namespace_inside()?;
         }
         if self.namespaces.makes(CLONE_NEWCGROUP) {
             // Only now is this process in its cgroup, which becomes the root of the namespace.
@@ -205,7 +209,8 @@ impl Init<'_> {
                 .context("tell the runtime that hooks can run")?;
             channel.wait_for_go()?;
         }
-        self.run_hooks("createContainer", hooks.create_container().as_ref(), "creating")
+        let hooks = hooks.create_container().as_ref();
+        self.run_hooks("createContainer", hooks, "creating", self.hook_output)
     }
 
     fn run_hooks(
@@ -213,6 +218,7 @@ impl Init<'_> {
         kind: &str,
         hooks: Option<&Vec<oci_spec::runtime::Hook>>,
         status: &str,
+        output: &hooks::Output,
     ) -> Result<()> {
         if hooks.is_none_or(Vec::is_empty) {
             return Ok(());
@@ -224,6 +230,7 @@ impl Init<'_> {
             &state,
             &hooks::Place::Container {
                 environment: self.payload.program.environment(),
+                output,
             },
         )
     }
@@ -252,7 +259,8 @@ impl Init<'_> {
     /// The last hooks, and the program. `tell` says that nothing is left but that.
     fn execute(&self, file: &CString, tell: impl FnOnce() -> Result<()>) -> Result<Infallible> {
         if let Some(hooks) = self.spec.hooks() {
-            self.run_hooks("startContainer", hooks.start_container().as_ref(), "created")?;
+            let hooks = hooks.start_container().as_ref();
+            self.run_hooks("startContainer", hooks, "created", &hooks::Output::default())?;
         }
         tell()?;
         self.payload.program.execute(file)

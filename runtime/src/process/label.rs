@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use oci_spec::runtime::Process;
 
 use crate::procfs::Procfs;
+use crate::{log, rootless};
 
 /// What a Linux security module shall do at the next `execve` of the process.
 #[derive(Debug, Default)]
@@ -77,15 +78,22 @@ impl<'a> Labels<'a> {
 }
 
 /// Sets the OOM score adjustment of `/proc/<process>`, -1000 to 1000. Lowering it needs CAP_SYS_RESOURCE
-/// (proc_pid_oom_score_adj(5)).
+/// (proc_pid_oom_score_adj(5)): a caller that is not root of the machine is warned, and the process keeps what it has.
 ///
 /// # Errors
 ///
-/// It may not be lowered.
+/// Root may not lower it.
 pub fn set_oom_score(procfs: &Procfs, process: &str, score: i32) -> Result<()> {
-    procfs
+    let written = procfs
         .write(&format!("{process}/oom_score_adj"), &score.to_string())
-        .context("process.oomScoreAdj")
+        .context("process.oomScoreAdj");
+    match written {
+        Err(error) if rootless::was_refused(&error) && rootless::is_unprivileged() => {
+            log::warn(format_args!("{error:#}: only root may lower it; left as it is"));
+            Ok(())
+        }
+        written => written,
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! | [`init`] | the child of `create` and `run`: from the new namespaces to the program |
 //! | [`join`] | the child of `exec` |
 //! | [`identity`] | user, groups, capabilities, limits, scheduling |
+//! | [`memory_policy`] | on which memory nodes its pages are |
 //! | [`label`] | security labels, the OOM score |
 //! | [`payload`] | the end both share: user, filter, program |
 //! | [`program`] | arguments, environment, working directory, the lookup in PATH |
@@ -15,6 +16,8 @@
 //! | [`worker`] | a copy of the shim that does all this for it |
 //! | [`gate`] | where a created container waits for `start` |
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 pub mod channel;
 pub mod foreground;
 pub mod gate;
@@ -22,6 +25,7 @@ pub mod identity;
 pub mod init;
 pub mod join;
 pub mod label;
+pub mod memory_policy;
 pub mod payload;
 pub mod program;
 pub mod spawn;

@@ -31,6 +31,9 @@ pub struct Payload {
     pub terminal: Option<TerminalRequest>,
     /// Descriptors from 3 on that it keeps.
     pub preserve_fds: u32,
+    /// Whether an ordinary user may look at the process that waits in a user namespace of its making: to join its
+    /// namespaces, or to connect its network. Nobody else could: there are only processes of that user inside.
+    pub open_to_user: bool,
 }
 
 impl Payload {
@@ -87,6 +90,10 @@ impl Payload {
         let entered = self.program.enter_cwd();
         for warning in self.identity.assume()? {
             channel.send(&Message::Warning(warning))?;
+        }
+        if self.open_to_user {
+            // The change of the user has closed it.
+            process::set_dumpable(true)?;
         }
         if entered.is_err() {
             self.program.enter_cwd()?;

@@ -7,13 +7,14 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use oci_spec::runtime::Process;
 
+use crate::rootfs::path::{InsidePath, Links, Root};
 use crate::sys::{Errno, Named, process};
 
 /// A container's `/etc/passwd` is read up to here (CVE-2026-47262: an unbounded one is a denial of service).
@@ -89,17 +90,16 @@ impl Program {
         &self.environment
     }
 
-    /// Makes the working directory where it is missing, as root of the container. The caller is inside.
+    /// Makes the working directory where it is missing, as root of the container. The caller is inside, and still holds
+    /// descriptors of the host: none of them may lead anywhere (CVE-2024-21626).
     ///
     /// # Errors
     ///
     /// As mkdir(2), but what is in the way is told by [`Program::enter_cwd`].
     pub fn make_cwd(&self) -> Result<()> {
-        match std::fs::create_dir_all(&self.cwd) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            Err(error) => Err(error).with_context(|| format!("process.cwd: mkdir {}", self.cwd.display())),
-        }
+        Root::own()?
+            .make_directories(&self.cwd)
+            .with_context(|| format!("process.cwd: mkdir {}", self.cwd.display()))
     }
 
     /// Goes to the working directory. Whoever may not as the container's user may as its root: called before and,
@@ -137,7 +137,9 @@ impl Program {
     /// Sets `HOME` from the container's `/etc/passwd` where the environment has none. The caller is inside.
     pub fn find_home(&mut self, uid: u32) -> Result<()> {
         if self.home_missing {
-            let home = home_of(Path::new("/etc/passwd"), uid).unwrap_or_else(|| "/".into());
+            let home = open_passwd()
+                .and_then(|passwd| home_of(passwd, uid))
+                .unwrap_or_else(|| "/".into());
             self.environment
                 .push(CString::new(format!("HOME={home}")).context("HOME")?);
         }
@@ -160,7 +162,8 @@ impl Program {
         if text.contains('/') {
             return match executable(text) {
                 Ok(()) => Ok(name.clone()),
-                Err(Errno::EISDIR) => Err(anyhow!("exec: {text:?}: is a directory")),
+                // Docker and Podman make 126 of "permission denied", which is what execve(2) says; older ones of no other.
+                Err(Errno::EISDIR) => Err(anyhow!("exec: {text:?}: is a directory: permission denied")),
                 Err(Errno::EACCES) => Err(anyhow!("exec: {text:?}: permission denied")),
                 Err(errno) => Err(anyhow!("exec: {text:?}: stat {text}: {}", lower(errno))),
             };
@@ -193,6 +196,10 @@ impl Program {
 }
 
 /// Whether this user may execute the file; `EISDIR` for a directory, `EACCES` without the right.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "as the user, with nothing of the host's open: what execve(2) would find"
+)]
 fn executable(path: &str) -> nix::Result<()> {
     let metadata = std::fs::metadata(path)
         .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EIO as i32)))?;
@@ -215,22 +222,28 @@ fn lower(errno: Errno) -> String {
     })
 }
 
-/// The home directory of a user in a passwd(5) file that a container controls: bounded, never a FIFO that blocks.
-fn home_of(passwd: &Path, uid: u32) -> Option<String> {
-    let file = File::options()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open(passwd)
-        .ok()?;
-    let metadata = file.metadata().ok()?;
+/// The container's `/etc/passwd`, by links of the container's at most: the host's may still be reachable by a descriptor.
+fn open_passwd() -> Option<File> {
+    let path = InsidePath::new(Path::new("/etc/passwd")).ok()?;
+    let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
+    Root::own().ok()?.open_file(&path, flags, Links::Follow).ok()
+}
+
+/// The home directory of a user in a passwd(5) file that a container controls: bounded, never a FIFO that blocks or a
+/// device. A line that is not as it should be is not there.
+fn home_of(passwd: File, uid: u32) -> Option<String> {
+    let metadata = passwd.metadata().ok()?;
     if !metadata.is_file() || metadata.size() > PASSWD_MAX {
         return None;
     }
-    let mut text = String::new();
-    file.take(PASSWD_MAX).read_to_string(&mut text).ok()?;
-    text.lines().find_map(|line| {
-        let mut fields = line.split(':').skip(2);
-        let found = fields.next()?.parse::<u32>().ok()? == uid;
+    let mut text = Vec::new();
+    passwd.take(PASSWD_MAX).read_to_end(&mut text).ok()?;
+    text.split(|byte| *byte == b'\n').find_map(|line| {
+        let mut fields = std::str::from_utf8(line).ok()?.split(':').skip(2);
+        let number = fields
+            .next()
+            .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
+        let found = number.parse::<u32>().ok()? == uid;
         let home = fields.nth(2)?;
         (found && !home.is_empty() && !home.contains('\0')).then(|| home.to_owned())
     })
@@ -280,16 +293,34 @@ mod tests {
         );
     }
 
+    fn home(text: &[u8], uid: u32) -> Option<String> {
+        let mut file = nix::sys::memfd::memfd_create(c"passwd", nix::sys::memfd::MFdFlags::empty())
+            .map(File::from)
+            .unwrap();
+        std::io::Write::write_all(&mut file, text).unwrap();
+        std::io::Seek::rewind(&mut file).unwrap();
+        home_of(file, uid)
+    }
+
     #[test]
     fn home_comes_from_the_line_of_the_uid() {
-        let path = std::env::temp_dir().join(format!("rtc-passwd-{}", std::process::id()));
-        std::fs::write(
-            &path,
-            "root:x:0:0:root:/root:/bin/sh\nbad line\nweb:x:1000:1000::/srv/web:\n",
-        )
-        .unwrap();
-        assert_eq!(home_of(&path, 1000).as_deref(), Some("/srv/web"));
-        assert_eq!(home_of(&path, 1), None);
-        std::fs::remove_file(path).unwrap();
+        let text = b"root:x:0:0:root:/root:/bin/sh\nbad line\nweb:x:1000:1000::/srv/web:\n";
+        assert_eq!(home(text, 1000).as_deref(), Some("/srv/web"));
+        assert_eq!(home(text, 1), None);
+    }
+
+    #[test]
+    fn a_line_that_is_not_as_it_should_be_gives_no_home() {
+        let text = b"a:x:+5:5::/plus:\n\xff:x:5:5::/bytes:\nb:x::5::/none:\nc:x:4294967301:5::/wrapped:\nd:x:5:5::/home/d:";
+        assert_eq!(home(text, 5).as_deref(), Some("/home/d"));
+    }
+
+    #[test]
+    fn cve_2026_47262_no_more_than_a_mebibyte_of_passwd_is_read() {
+        let mut text = b"web:x:1000:1000::/srv/web:\n".to_vec();
+        text.resize(1 << 20, b'\n');
+        assert_eq!(home(&text, 1000).as_deref(), Some("/srv/web"));
+        text.push(b'\n');
+        assert_eq!(home(&text, 1000), None);
     }
 }

@@ -11,6 +11,7 @@ use nix::sys::stat::{Mode, fstat};
 use nix::sys::termios::{self, OutputFlags, SetArg};
 use nix::unistd::Uid;
 
+use crate::rootfs::path::{InsidePath, Links, Root};
 use crate::sys::tty::{self, Size};
 use crate::sys::{Named, fd};
 
@@ -42,8 +43,10 @@ impl Terminal {
     ///
     /// No devpts is mounted there.
     pub fn open(owner: u32, request: TerminalRequest) -> Result<Self> {
-        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let master = open("/dev/pts/ptmx", flags, Mode::empty())
+        let path = InsidePath::new(Path::new("/dev/pts/ptmx"))?;
+        let master = Root::own()?
+            .open_file(&path, libc::O_RDWR | libc::O_NOCTTY, Links::NotLast)
+            .map(OwnedFd::from)
             .call(|| "open(\"/dev/pts/ptmx\")".into())
             .context("a terminal needs a devpts mounted at /dev/pts")?;
         let device = fstat(&master).call(|| "fstat".into())?.st_rdev;
@@ -84,6 +87,7 @@ impl DescriptorSocket {
     /// # Errors
     ///
     /// Nobody listens there.
+    #[expect(clippy::disallowed_methods, reason = "the caller's socket, on the host")]
     pub fn connect(path: &Path) -> Result<Self> {
         let socket = socket(
             AddressFamily::Unix,

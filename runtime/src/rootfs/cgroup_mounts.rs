@@ -32,6 +32,8 @@ pub enum Cgroups {
     Unified {
         /// The container's cgroup, e.g. `/sys/fs/cgroup/system.slice/web`.
         own: PathBuf,
+        /// It is not the container's alone, which has none: shown, but not to be changed.
+        foreign: bool,
     },
     /// cgroup v1, with or without v2 beside it.
     Legacy {
@@ -77,10 +79,14 @@ struct PlannedHierarchy {
 /// The plan for a mount of type `cgroup` on a v2 host.
 pub(crate) fn plan_unified(
     mount: &Mount,
-    options: Options,
+    mut options: Options,
     own: &std::path::Path,
+    foreign: bool,
     namespace: bool,
 ) -> Result<Step> {
+    if foreign {
+        options.change.set |= attr::RDONLY;
+    }
     let host = if namespace {
         own
     } else {
@@ -97,6 +103,7 @@ pub(crate) fn plan_unified(
         attributes: Attributes::after(options.recursive_change, options.propagation),
         inherit_mode: false,
         copy_up: false,
+        root_label: None,
         read_only_later: false,
     }))
 }

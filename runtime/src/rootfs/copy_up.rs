@@ -25,13 +25,15 @@ const DIRECTORY: OFlag = OFlag::O_DIRECTORY
     .union(OFlag::O_CLOEXEC);
 
 /// Copies everything in `from` into `to`: kinds, contents, modes, owners and times. `from` may be an `O_PATH`
-/// descriptor. Extended attributes and hard links are not kept.
+/// descriptor. Extended attributes and hard links are not kept. The mode of `to` itself stays: it was given by the
+/// option `mode` or taken from `from` when the tmpfs was made.
 pub(crate) fn copy(from: &OwnedFd, to: &OwnedFd) -> Result<()> {
     let from = openat(from, c".", DIRECTORY, Mode::empty()).call(|| "openat(\".\")".into())?;
     let to = openat(to, c".", DIRECTORY, Mode::empty()).call(|| "openat(\".\")".into())?;
     let own = fstat(&from).call(|| "fstat".into())?;
     copy_entries(from, &to)?;
-    copy_owner_and_times(&to, c".", &own)
+    copy_owner(&to, c".", &own)?;
+    copy_times(&to, c".", &own)
 }
 
 fn copy_entries(from: OwnedFd, to: &OwnedFd) -> Result<()> {
@@ -68,7 +70,12 @@ fn copy_entry(from: &Dir, to: &OwnedFd, name: &CStr) -> Result<()> {
         }
         _ => mknodat(to, name, kind, Mode::empty(), stat.st_rdev).call(|| "mknodat".into())?,
     }
-    copy_owner_and_times(to, name, &stat)
+    copy_owner(to, name, &stat)?;
+    if kind != SFlag::S_IFLNK {
+        let mode = Mode::from_bits_truncate(stat.st_mode & 0o7777);
+        fchmodat(to, name, mode, FchmodatFlags::FollowSymlink).call(|| "fchmodat".into())?;
+    }
+    copy_times(to, name, &stat)
 }
 
 fn copy_file(from: &Dir, to: &OwnedFd, name: &CStr) -> Result<()> {
@@ -81,13 +88,13 @@ fn copy_file(from: &Dir, to: &OwnedFd, name: &CStr) -> Result<()> {
     Ok(())
 }
 
-fn copy_owner_and_times(to: impl AsFd, name: &CStr, stat: &FileStat) -> Result<()> {
+fn copy_owner(to: impl AsFd, name: &CStr, stat: &FileStat) -> Result<()> {
     let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
     fchownat(&to, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW).call(|| "fchownat".into())?;
-    if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFLNK.bits() {
-        let mode = Mode::from_bits_truncate(stat.st_mode & 0o7777);
-        fchmodat(&to, name, mode, FchmodatFlags::FollowSymlink).call(|| "fchmodat".into())?;
-    }
+    Ok(())
+}
+
+fn copy_times(to: impl AsFd, name: &CStr, stat: &FileStat) -> Result<()> {
     let accessed = TimeSpec::new(stat.st_atime, stat.st_atime_nsec);
     let modified = TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec);
     utimensat(&to, name, &accessed, &modified, UtimensatFlags::NoFollowSymlink)
@@ -110,6 +117,7 @@ mod tests {
         fs::write(from.join("dir/file"), "text").unwrap();
         fs::set_permissions(from.join("dir/file"), fs::Permissions::from_mode(0o4751)).unwrap();
         fs::set_permissions(&from, fs::Permissions::from_mode(0o1777)).unwrap();
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o700)).unwrap();
         symlink("/etc/passwd", from.join("link")).unwrap();
         copy(
             &File::open(&from).unwrap().into(),
@@ -123,7 +131,7 @@ mod tests {
             fs::read_link(to.join("link")).unwrap().to_str(),
             Some("/etc/passwd")
         );
-        assert_eq!(fs::metadata(&to).unwrap().mode() & 0o7777, 0o1777);
+        assert_eq!(fs::metadata(&to).unwrap().mode() & 0o7777, 0o700);
         assert_eq!(
             file.mtime_nsec(),
             fs::metadata(from.join("dir/file")).unwrap().mtime_nsec()

@@ -6,7 +6,7 @@
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
@@ -63,6 +63,12 @@ pub(crate) struct Devices {
     bind: bool,
 }
 
+/// Where the nodes of `linux.devices` and the default ones are.
+pub(crate) fn paths(devices: &[LinuxDevice]) -> impl Iterator<Item = PathBuf> {
+    let default = DEFAULT.iter().map(|(path, ..)| PathBuf::from(path));
+    devices.iter().map(|device| device.path().clone()).chain(default)
+}
+
 impl Devices {
     /// Plans the default devices and those of `linux.devices`, which win.
     pub(crate) fn plan(devices: &[LinuxDevice], user_namespace: bool) -> Result<Devices> {
@@ -87,6 +93,10 @@ impl Devices {
                 });
             }
         }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the host's /proc, before there is a container"
+        )]
         let has_core = Path::new("/proc/kcore").exists();
         Ok(Devices {
             nodes,

@@ -12,6 +12,8 @@
 //! mount_setattr(tree, IDMAP, namespace)
 //! ```
 
+mod option;
+
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -25,6 +27,8 @@ use crate::sys::clone::{CLONE_NEWUSER, Child, Cloned, clone3};
 use crate::sys::mount::{self as sys, AT_RECURSIVE, MountAttr, attr};
 use crate::sys::process::{pidfd_send_signal, set_parent_death_signal};
 use crate::sys::{Error, Named};
+
+pub(crate) use option::Custom;
 
 /// The user namespace of the container.
 #[derive(Debug, Clone)]
@@ -57,10 +61,33 @@ impl<'a> IdMapper<'a> {
         }
     }
 
-    /// Maps the owners of a detached mount: as the mount says, otherwise as the container does.
-    pub(crate) fn apply(&mut self, tree: &OwnedFd, mount: &Mount, recursive: bool) -> Result<()> {
+    /// Whether a new user namespace of the container's does not have the user.
+    pub(crate) fn lacks_user(&self, id: u32) -> bool {
+        matches!(&self.container, Container::New { uids, .. } if !has(uids, id))
+    }
+
+    /// Whether a new user namespace of the container's does not have the group.
+    pub(crate) fn lacks_group(&self, id: u32) -> bool {
+        matches!(&self.container, Container::New { gids, .. } if !has(gids, id))
+    }
+
+    /// Maps the owners of a detached mount: as the option says, or the mount, otherwise as the container does.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "in the parent: a namespace of the host's"
+    )]
+    pub(crate) fn apply(
+        &mut self,
+        tree: &OwnedFd,
+        mount: &Mount,
+        custom: Option<&Custom>,
+        recursive: bool,
+    ) -> Result<()> {
         let joined;
+        let custom = custom.map(|custom| custom.resolve(&self.container)).transpose();
+        let custom = custom.context("options: idmap")?;
         let namespace = match (mount.uid_mappings(), mount.gid_mappings(), &self.container) {
+            _ if let Some([uids, gids]) = &custom => namespace_with(&mut self.made, uids, gids)?,
             (Some(uids), Some(gids), _) => namespace_with(&mut self.made, uids, gids)?,
             (None, None, Container::New { uids, gids }) => namespace_with(&mut self.made, uids, gids)?,
             (None, None, Container::Joined(path)) => {
@@ -84,6 +111,7 @@ impl<'a> IdMapper<'a> {
         sys::mount_setattr(tree, flags, &change).map_err(|errno| {
             let hint = match errno {
                 Errno::ENOSYS => " (needs Linux 5.12)",
+                Errno::EPERM => " (only root of the machine can map the owners of this filesystem)",
                 Errno::EINVAL => " (this kernel can't map owners on the source's filesystem)",
                 _ => "",
             };
@@ -94,6 +122,13 @@ impl<'a> IdMapper<'a> {
         })?;
         Ok(())
     }
+}
+
+fn has(mappings: &[LinuxIdMapping], id: u32) -> bool {
+    mappings.iter().any(|map| {
+        id.checked_sub(map.container_id())
+            .is_some_and(|offset| offset < map.size())
+    })
 }
 
 fn namespace_with<'m>(
@@ -146,6 +181,7 @@ pub fn make_namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "in the parent: the host's /proc")]
 fn map_and_open(child: &Child, uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
     let process = format!("/proc/{}", child.pid);
     for (file, map) in [("gid_map", gid_map), ("uid_map", uid_map)] {

@@ -15,13 +15,17 @@
 //! directory is anywhere; after `pivot` that is `/`. The parent drops its copy of the plan after the clone, the child
 //! before the program starts (every descriptor is close-on-exec): both keep mounts in use.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 mod cgroup_mounts;
 mod copy_up;
 mod devices;
+mod hot;
 mod idmap;
 mod mounts;
 mod options;
-mod path;
+mod outside;
+pub(crate) mod path;
 mod protect;
 mod switch;
 #[cfg(test)]
@@ -35,6 +39,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::stat::{Mode, umask};
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
+use crate::annotations::Annotations;
 use crate::sys::Named;
 use crate::sys::mount::{self as sys, attr};
 use cgroup_mounts::Legacy;
@@ -47,8 +52,10 @@ use protect::Protection;
 use tree::Source;
 
 pub use cgroup_mounts::{Cgroups, Hierarchy};
+pub use hot::{Descriptors, Hot, detach as detach_mounts};
 pub use idmap::make_namespace as make_mapping_namespace;
 pub use options::known as mount_options;
+pub use outside::{Mounted, NULL, Outside, bind_root, outside};
 
 /// What a plan depends on besides config.json.
 #[derive(Debug, Clone, Default)]
@@ -103,20 +110,9 @@ impl Plan {
     /// What config.json asks for is refused by the name of the field; a source to be ID-mapped can't be.
     pub fn new(spec: &Spec, bundle: &Path, rootfs: &Path, context: &Context) -> Result<Plan> {
         let linux = spec.linux().as_ref();
-        let container = user_namespace(spec);
-        let user_namespace = !matches!(container, Container::Host);
         let cgroup_namespace = has_namespace(spec, LinuxNamespaceType::Cgroup);
-        let mut planner = Planner {
-            bundle,
-            label: linux.and_then(|linux| linux.mount_label().as_deref()),
-            user_namespace,
-            shared: SharedNamespaces {
-                pid: !has_new_namespace(spec, LinuxNamespaceType::Pid),
-                network: !has_new_namespace(spec, LinuxNamespaceType::Network),
-                ipc: !has_new_namespace(spec, LinuxNamespaceType::Ipc),
-            },
-            mapper: IdMapper::new(container),
-        };
+        let mut planner = planner(spec, bundle)?;
+        let user_namespace = planner.user_namespace;
         let mounts = spec.mounts().as_deref().unwrap_or_default();
         let mut actions = Vec::with_capacity(mounts.len());
         for (index, mount) in mounts.iter().enumerate() {
@@ -276,6 +272,38 @@ impl Plan {
     }
 }
 
+/// What planning the mounts of this container depends on.
+fn planner<'a>(spec: &'a Spec, bundle: &'a Path) -> Result<Planner<'a>> {
+    let container = user_namespace(spec);
+    Ok(Planner {
+        bundle,
+        label: mount_label(spec)?,
+        user_namespace: !matches!(container, Container::Host),
+        shared: SharedNamespaces {
+            pid: !has_new_namespace(spec, LinuxNamespaceType::Pid),
+            network: !has_new_namespace(spec, LinuxNamespaceType::Network),
+            ipc: !has_new_namespace(spec, LinuxNamespaceType::Ipc),
+        },
+        mapper: IdMapper::new(container),
+    })
+}
+
+/// `linux.mountLabel`, and the mount option that takes it.
+fn mount_label(spec: &Spec) -> Result<Option<(&'static str, &str)>> {
+    let label = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.mount_label().as_deref());
+    let Some(label) = label.filter(|label| !label.is_empty()) else {
+        return Ok(None);
+    };
+    let option = match spec.annotations() {
+        Some(all) => Annotations::read(all.iter())?.0.mount_context_type,
+        None => None,
+    };
+    Ok(Some((option.unwrap_or("context"), label)))
+}
+
 fn plan_mount(
     planner: &mut Planner<'_>,
     mount: &Mount,
@@ -293,12 +321,12 @@ fn plan_mount(
     }
     Ok(match cgroups {
         Cgroups::Absent => None,
-        Cgroups::Unified { own } => Some(Action::Mount(Planned {
+        Cgroups::Unified { own, foreign } => Some(Action::Mount(Planned {
             destination: mounts::Destination {
                 path,
                 links: path::Links::Follow,
             },
-            step: cgroup_mounts::plan_unified(mount, options, own, cgroup_namespace)?,
+            step: cgroup_mounts::plan_unified(mount, options, own, *foreign, cgroup_namespace)?,
         })),
         Cgroups::Legacy { hierarchies, links } => Some(Action::Cgroups(cgroup_mounts::plan_legacy(
             path,

@@ -26,7 +26,10 @@ use super::idmap::IdMapper;
 use super::options::{self, Change, Options, Superblock};
 use super::path::{InsidePath, Links, Make, Root, c_string, open_error};
 use super::tree::{Attributes, Filesystem, Source, at, change_attached, is_directory, parameter};
+use crate::rootless;
 use crate::sys::mount as sys;
+use crate::sys::open::openat2;
+use crate::sys::xattr;
 use crate::sys::{Error, Named};
 
 /// Filesystems whose superblocks are made by the kernel, often shared, and never written for their own sake.
@@ -72,6 +75,8 @@ pub(crate) struct NewFilesystem {
     pub(crate) inherit_mode: bool,
     /// `tmpcopyup`.
     pub(crate) copy_up: bool,
+    /// The SELinux context of its top directory, where a mount option can't set it.
+    pub(crate) root_label: Option<CString>,
     /// Read-only, but only when nothing has to be made in it any more.
     pub(crate) read_only_later: bool,
 }
@@ -112,8 +117,8 @@ pub(crate) struct SharedNamespaces {
 pub(crate) struct Planner<'a> {
     /// Relative sources are relative to the bundle.
     pub(crate) bundle: &'a Path,
-    /// `linux.mountLabel`, the SELinux context of new filesystems.
-    pub(crate) label: Option<&'a str>,
+    /// `linux.mountLabel`, the SELinux context of new filesystems, behind the mount option that takes it.
+    pub(crate) label: Option<(&'static str, &'a str)>,
     /// The container has a user namespace that is not ours.
     pub(crate) user_namespace: bool,
     /// Namespaces that the container did not make.
@@ -164,15 +169,25 @@ impl Planner<'_> {
         })
     }
 
-    fn plan_bind(&mut self, mount: &Mount, options: Options, mapped: bool) -> Result<Step> {
+    fn plan_bind(&mut self, mount: &Mount, mut options: Options, mapped: bool) -> Result<Step> {
         let Some(path) = mount.source() else {
             bail!("source: missing: a bind mount needs the path to show");
         };
-        let path = c_string(self.bundle.join(path))?;
-        let mut source = Source::new(path, options.recursive, options.source_nofollow);
+        let path = self.bundle.join(path);
+        if shows_writable_cgroups(&path, &options) && rootless::is_unprivileged() {
+            options.recursive_change.set(sys::attr::RDONLY);
+        }
+        let mut source = Source::new(c_string(path)?, options.recursive, options.source_nofollow);
         if mapped {
+            if let Some(user) = rootless::ordinary_user() {
+                bail!(
+                    "uidMappings, gidMappings, idmap: id-mapped mounts are not supported for rootless containers: user \
+                     {user} can't map the owners of a file system that is not of its user namespace"
+                );
+            }
             let recursive = options.idmap == Some(true);
-            source.open_mapped(|tree| self.mapper.apply(tree, mount, recursive))?;
+            let custom = options.mapping.as_ref();
+            source.open_mapped(|tree| self.mapper.apply(tree, mount, custom, recursive))?;
         } else if self.user_namespace {
             source = source.opened();
         }
@@ -183,15 +198,42 @@ impl Planner<'_> {
         })
     }
 
+    /// A file system can have no owner that a new user namespace does not have. (What devpts is given for its group is
+    /// left out then: see [`Filesystem::create`].)
+    fn check_owner(&self, fs_type: &str, parameters: &[(CString, Option<CString>)]) -> Result<()> {
+        for (key, value) in parameters {
+            let Some(id) = value.as_ref().and_then(|value| value.to_str().ok()?.parse().ok()) else {
+                continue;
+            };
+            let missing = match key.to_bytes() {
+                b"uid" => self.mapper.lacks_user(id),
+                b"gid" if fs_type != "devpts" => self.mapper.lacks_group(id),
+                _ => false,
+            };
+            if missing {
+                bail!(
+                    "options: \"{}={id}\": cannot specify {0}= mount option for rootless container: the user namespace \
+                     has no such id (linux.{0}Mappings)",
+                    key.to_string_lossy()
+                );
+            }
+        }
+        Ok(())
+    }
+
     fn plan_filesystem(&self, mount: &Mount, fs_type: &str, options: Options) -> Result<Step> {
         let mut parameters = Vec::with_capacity(options.data.len() + 1);
         for word in &options.data {
             parameters.push(parameter(word)?);
         }
-        if let Some(label) = self.label
-            && !matches!(fs_type, "proc" | "sysfs" | "cgroup" | "cgroup2")
-        {
-            parameters.push((c"context".into(), Some(c_string(label)?)));
+        let mut root_label = None;
+        match self.label {
+            // An IPC namespace has one, which the kernel has mounted before without it.
+            Some((_, label)) if fs_type == "mqueue" => root_label = Some(c_string(label)?),
+            Some((option, label)) if !matches!(fs_type, "proc" | "sysfs" | "cgroup" | "cgroup2") => {
+                parameters.push((c_string(option)?, Some(c_string(label)?)));
+            }
+            _ => {}
         }
         parameters.extend(
             options
@@ -208,10 +250,12 @@ impl Planner<'_> {
         if read_only && !KERNEL_FILESYSTEMS.contains(&fs_type) {
             parameters.push((c"ro".into(), None));
         }
+        if self.user_namespace {
+            self.check_owner(fs_type, &parameters)?;
+        }
         let has_mode = parameters.iter().any(|(key, _)| key.as_c_str() == c"mode");
         // Only where the host's mount shows the namespace that the container is in.
         let fallback = match fs_type {
-            _ if !self.user_namespace => None,
             "proc" if self.shared.pid => Some(c"/proc".into()),
             "sysfs" if self.shared.network => Some(c"/sys".into()),
             "mqueue" if self.shared.ipc => Some(c"/dev/mqueue".into()),
@@ -229,9 +273,19 @@ impl Planner<'_> {
             attributes: Attributes::after(options.recursive_change, options.propagation),
             inherit_mode: fs_type == "tmpfs" && !has_mode,
             copy_up: options.copy_up,
+            root_label,
             read_only_later,
         }))
     }
+}
+
+/// Whether a read-only mount of the host's /sys has its cgroups in it, which are mounts of their own and stay writable. To
+/// a rootless container its user's are (CVE-2023-25809).
+fn shows_writable_cgroups(source: &Path, options: &Options) -> bool {
+    options.recursive
+        && options.change.set & sys::attr::RDONLY != 0
+        && source.starts_with("/sys")
+        && Path::new("/sys/fs/cgroup").starts_with(source)
 }
 
 /// A mount to be made read-only when nothing has to be made in it any more.
@@ -293,7 +347,11 @@ impl NewFilesystem {
         } else {
             None
         };
-        let plain = mode.is_none() && self.attributes.is_empty() && !self.copy_up && !self.read_only_later;
+        let plain = mode.is_none()
+            && self.attributes.is_empty()
+            && !self.copy_up
+            && self.root_label.is_none()
+            && !self.read_only_later;
         if plain && self.filesystem.mount_on(&covered) {
             return Ok(None);
         }
@@ -301,6 +359,13 @@ impl NewFilesystem {
             .filesystem
             .create(mode.as_deref().map(|mode| (c"mode", mode)))?;
         let pending = self.attributes.apply(&tree)?;
+        if let Some(label) = &self.root_label {
+            let top = openat2(&tree, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)
+                .call(|| "openat2(\".\")".into())?;
+            xattr::set(&top, c"security.selinux", label.as_bytes_with_nul())
+                .call(|| format!("fsetxattr(\"security.selinux\", {label:?})"))
+                .context("linux.mountLabel: is SELinux enabled?")?;
+        }
         sys::move_mount(&tree, &covered).call(|| destination.describe(&self.filesystem.fs_type))?;
         if self.copy_up {
             super::copy_up::copy(&covered, &tree).context("copy what the tmpfs covers")?;

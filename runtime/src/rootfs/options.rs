@@ -1,14 +1,15 @@
 //! Mount options: from the words of `mounts[].options` to what the kernel is asked for. Pure.
 //!
 //! The words are those of fstab(5), the recursive ones of the runtime specification (`rro`, `rnosuid`, ..., Linux 5.12)
-//! and the extensions `tmpcopyup` (runc), `copy-symlink`, `src-nofollow` and `dest-nofollow` (crun). Of two that
+//! and the extensions `tmpcopyup` (runc), `copy-symlink`, `src-nofollow`, `dest-nofollow` and `idmap=` with a mapping (crun). Of two that
 //! contradict each other the last one holds. Any other word is a parameter of the filesystem; a bind mount has none, so
 //! there it is an error.
 
 use std::ffi::CStr;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
+use super::idmap::Custom;
 use crate::sys::mount::{self as sys, MountAttr, attr};
 
 /// Attributes to set and to clear; what is in neither stays as it is.
@@ -26,7 +27,7 @@ impl Change {
         self == Change::default()
     }
 
-    fn set(&mut self, bits: u64) {
+    pub(crate) fn set(&mut self, bits: u64) {
         self.set |= bits;
         self.clear &= !bits;
     }
@@ -150,6 +151,8 @@ pub(crate) struct Options {
     pub(crate) copy_up: bool,
     /// `idmap` (false) or `ridmap` (true: all mounts below too).
     pub(crate) idmap: Option<bool>,
+    /// `idmap=uids=...;gids=...` (crun): a mapping of this mount's own.
+    pub(crate) mapping: Option<Custom>,
     /// `copy-symlink`: where the source is a symbolic link, a copy of the link instead of a mount.
     pub(crate) copy_symlink: bool,
     /// `src-nofollow`: a symbolic link as the source is itself mounted.
@@ -304,6 +307,7 @@ impl Options {
         for word in words {
             match WORDS.iter().find(|(known, _)| known == word) {
                 Some((_, effect)) => options.apply(*effect),
+                None if options.custom_mapping(word)? => {}
                 // Several parameters in one word, as in fstab(5).
                 None => options.data.extend(split(word).into_iter().map(str::to_owned)),
             }
@@ -318,6 +322,19 @@ impl Options {
             bail!("options: \"tmpcopyup\": only a mount of type tmpfs can be a copy of what it covers");
         }
         Ok(options)
+    }
+
+    /// Whether the word is an `idmap` with a mapping.
+    fn custom_mapping(&mut self, word: &str) -> Result<bool> {
+        let (text, recursive) = match (word.strip_prefix("idmap="), word.strip_prefix("ridmap=")) {
+            (Some(text), _) => (text, false),
+            (_, Some(text)) => (text, true),
+            _ => return Ok(false),
+        };
+        let mapping = Custom::parse(text).with_context(|| format!("options: {word:?}"))?;
+        self.mapping = Some(mapping);
+        self.idmap = Some(recursive);
+        Ok(true)
     }
 
     fn apply(&mut self, effect: Effect) {

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString, OsStr};
 use std::fmt;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
@@ -124,22 +125,49 @@ impl Root {
         Root(fd)
     }
 
+    /// The root of this process, which is inside of the container: nothing it opens is outside, also not by a descriptor
+    /// of the host's that it still holds and that `/proc/self/fd` shows.
+    pub(crate) fn own() -> crate::sys::Result<Root> {
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        openat2(crate::sys::mount::cwd(), c"/", flags, 0)
+            .map(Root)
+            .call(|| "openat2(\"/\")".into())
+    }
+
+    /// Opens a file to read or write it. `flags` make none.
+    pub(crate) fn open_file(&self, path: &InsidePath, flags: libc::c_int, links: Links) -> nix::Result<File> {
+        let (more, resolve) = links.flags();
+        let resolve = resolve | RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
+        openat2(&self.0, path.as_c_str(), flags | more, resolve).map(File::from)
+    }
+
+    /// Makes a directory with those above it, as mkdir(1) with `-p`. What else is there, or in the way, stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// As mkdirat(2).
+    pub(crate) fn make_directories(&self, path: &Path) -> Result<()> {
+        // First as the kernel reads it: what its `..` lead to need not be what the text says.
+        match self.open_bytes(&c_string(path)?, 0, Links::Follow) {
+            Err(Errno::ENOENT) => {}
+            _ => return Ok(()),
+        }
+        self.make(&InsidePath::new(path)?, Make::Directory, Links::Follow)?;
+        Ok(())
+    }
+
     /// Opens what the path leads to, as `O_PATH` and with `flags`.
     pub(crate) fn open(&self, path: &InsidePath, flags: libc::c_int, links: Links) -> nix::Result<OwnedFd> {
         self.open_bytes(path.as_c_str(), flags, links)
     }
 
     fn open_bytes(&self, path: &CStr, flags: libc::c_int, links: Links) -> nix::Result<OwnedFd> {
-        let (flags, resolve) = match links {
-            Links::Follow => (flags, 0),
-            Links::NotLast => (flags | libc::O_NOFOLLOW, 0),
-            Links::Refuse => (flags, RESOLVE_NO_SYMLINKS),
-        };
+        let (more, resolve) = links.flags();
         let path = if path.is_empty() { c"." } else { path };
         openat2(
             &self.0,
             path,
-            flags | libc::O_PATH,
+            flags | more | libc::O_PATH,
             resolve | RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
         )
     }
@@ -244,6 +272,15 @@ impl AsFd for Root {
 }
 
 impl Links {
+    /// As flags of open(2) and `RESOLVE_*` bits.
+    fn flags(self) -> (libc::c_int, u64) {
+        match self {
+            Links::Follow => (0, 0),
+            Links::NotLast => (libc::O_NOFOLLOW, 0),
+            Links::Refuse => (0, RESOLVE_NO_SYMLINKS),
+        }
+    }
+
     /// How the components before the last are taken.
     fn for_parents(self) -> Links {
         if self == Links::NotLast {
@@ -325,6 +362,7 @@ pub(crate) fn c_string(text: impl AsRef<OsStr>) -> Result<CString> {
 mod tests {
     use super::*;
     use std::fs;
+    use std::os::fd::AsRawFd;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::path::PathBuf;
 
@@ -340,7 +378,7 @@ mod tests {
         }
 
         fn root(&self) -> Root {
-            Root::new(fs::File::open(self.0.join("root")).unwrap().into())
+            Root::new(File::open(self.0.join("root")).unwrap().into())
         }
 
         fn make(&self, path: &str, make: Make) -> Result<bool> {
@@ -402,6 +440,34 @@ mod tests {
         symlink(place.0.join("outside"), place.0.join("root/out")).unwrap();
         place.make("/out/a/b", Make::Directory).unwrap();
         assert_eq!(fs::read_dir(place.0.join("outside")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn cve_2024_21626_no_directory_is_made_through_a_descriptor_of_the_hosts() {
+        let place = Place::new("magic");
+        let host = File::open(place.0.join("outside")).unwrap();
+        let proc = Root::new(File::open("/").unwrap().into());
+        for base in ["/proc/self/fd", "/proc/thread-self/fd"] {
+            let path = format!("{base}/{}/made", host.as_raw_fd());
+            drop(proc.make_directories(Path::new(&path)));
+            assert_eq!(fs::read_dir(place.0.join("outside")).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn directories_are_made_where_the_kernel_would_look_for_them() {
+        let place = Place::new("directories");
+        symlink("real/deep", place.0.join("root/link")).unwrap();
+        fs::create_dir_all(place.0.join("root/real/deep")).unwrap();
+        let make = |path| place.root().make_directories(Path::new(path));
+        make("/new/../other/x").unwrap();
+        assert!(place.0.join("root/other/x").is_dir());
+        // Is there, by the link's parent.
+        make("/link/../deep").unwrap();
+        assert!(!place.0.join("root/deep").exists());
+        fs::write(place.0.join("root/file"), "").unwrap();
+        make("/file").unwrap();
+        make("/file/x").unwrap();
     }
 
     #[test]

@@ -39,6 +39,7 @@ pub(crate) fn pivot(root: &Root, may_propagate: bool) -> Result<()> {
 }
 
 /// As [`pivot`], without pivot_root(2). The host's tree stays in the mount namespace, below the new root.
+#[expect(clippy::disallowed_methods, reason = "the host's /proc, which is left here")]
 pub(crate) fn move_root(root: &Root, rootfs: &Path) -> Result<()> {
     // With a full proc or sysfs of the host anywhere in the namespace, the kernel would let the container mount another
     // one, free of what is masked in its own. So none is left.

@@ -11,6 +11,7 @@ use nix::unistd::fchdir;
 
 use super::options::{self, Change};
 use super::path::c_string;
+use crate::rootless;
 use crate::sys::mount::{self as sys, AT_RECURSIVE, MountAttr};
 use crate::sys::{Error, Named};
 
@@ -57,6 +58,15 @@ impl Source {
         map(&tree)?;
         make_slave(&tree).call(|| "mount_setattr(RECURSIVE, SLAVE)".into())?;
         self.opened = Some(tree);
+        self.always_opened = true;
+        Ok(())
+    }
+
+    /// Opens it in the parent for good: the child is in another mount namespace.
+    pub(crate) fn open_for_good(&mut self) -> Result<()> {
+        if self.opened.is_none() {
+            return self.open_mapped(|_| Ok(()));
+        }
         self.always_opened = true;
         Ok(())
     }
@@ -292,7 +302,9 @@ impl Filesystem {
     /// In the child: the detached mount, or where a user namespace may not have one the host's.
     pub(crate) fn create(&self, extra: Option<(&CStr, &CStr)>) -> Result<OwnedFd> {
         match self.try_create(extra, false) {
-            Err((Errno::EPERM | Errno::EBUSY, error)) if self.fallback.is_some() => {
+            Err((Errno::EPERM | Errno::EBUSY, error))
+                if self.fallback.is_some() && rootless::in_user_namespace() =>
+            {
                 self.host_mount().map_err(|_| error.into())
             }
             // A terminal group that the user namespace doesn't have.
@@ -328,7 +340,15 @@ impl Filesystem {
             }
             sys::fsconfig(&context, key, value).map_err(|errno| {
                 let value = value.map_or(String::new(), |value| format!(", {value:?}"));
-                failed(errno, format!("fsconfig({name:?}, {key:?}{value}){}", message()))
+                let label = if key.to_bytes().ends_with(b"context") {
+                    " (linux.mountLabel: is SELinux enabled?)"
+                } else {
+                    ""
+                };
+                failed(
+                    errno,
+                    format!("fsconfig({name:?}, {key:?}{value}){label}{}", message()),
+                )
             })?;
         }
         sys::fsconfig_create(&context)

@@ -1,17 +1,20 @@
-//! bpf(2), as far as the device controller of cgroup v2 needs it: loading a `BPF_PROG_TYPE_CGROUP_DEVICE` program and
-//! attaching it to a cgroup, alone or in exchange for another.
+//! bpf(2), as far as the device controller of cgroup v2 needs it: loading a `BPF_PROG_TYPE_CGROUP_DEVICE` program, pinning
+//! it, and attaching it to a cgroup, alone or in exchange for another.
 //!
 //! Since Linux 5.11 loading counts against the memory cgroup, not `RLIMIT_MEMLOCK`, so no limit is raised. Where it
 //! fails with `EPERM` on an older kernel, that limit is what to raise.
 #![expect(unsafe_code, reason = "bpf has no wrapper, and descriptors come as integers")]
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use super::{Errno, Error, Result, checked};
 
 const BPF_PROG_LOAD: i32 = 5;
+const BPF_OBJ_PIN: i32 = 6;
 const BPF_PROG_ATTACH: i32 = 8;
 const BPF_PROG_DETACH: i32 = 9;
 const BPF_PROG_GET_FD_BY_ID: i32 = 13;
@@ -55,6 +58,14 @@ struct Load {
     kernel_version: u32,
     flags: u32,
     name: [u8; 16],
+}
+
+/// The part that `BPF_OBJ_PIN` reads.
+#[repr(C)]
+struct Pin {
+    path: u64,
+    program: u32,
+    flags: u32,
 }
 
 /// The part that `BPF_PROG_ATTACH` and `BPF_PROG_DETACH` read.
@@ -161,6 +172,25 @@ fn load(instructions: &[Instruction], log: &mut [u8]) -> Result<libc::c_long> {
     bpf(BPF_PROG_LOAD, &mut attributes, || {
         "bpf(PROG_LOAD, CGROUP_DEVICE)".to_owned()
     })
+}
+
+/// Pins a program: it stays loaded as long as the path in a bpf file system is there.
+///
+/// # Errors
+///
+/// `EEXIST` where something is at the path, `EPERM` for a name with a dot or without the privilege.
+pub fn pin(program: impl AsFd, path: &Path) -> Result<()> {
+    let call = || format!("bpf(OBJ_PIN, {path:?})");
+    let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| Error {
+        call: call(),
+        errno: Errno::EINVAL,
+    })?;
+    let mut attributes = Pin {
+        path: name.as_ptr().addr() as u64,
+        program: raw(program),
+        flags: 0,
+    };
+    bpf(BPF_OBJ_PIN, &mut attributes, call).map(drop)
 }
 
 /// Attaches a device program to a cgroup directory; a process in the cgroup is bound by it from then on.

@@ -128,6 +128,30 @@ pub fn receive_with(
     Ok((message.bytes, received))
 }
 
+/// The same open file by another number, `least` or more, close-on-exec (fcntl(2) `F_DUPFD_CLOEXEC`).
+pub fn duplicate_above(fd: impl AsFd, least: RawFd) -> Result<OwnedFd> {
+    // SAFETY: takes no pointers.
+    let returned = unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_DUPFD_CLOEXEC, least) };
+    let duplicate = checked(returned.into(), || format!("fcntl(F_DUPFD_CLOEXEC, {least})"))?;
+    // SAFETY: a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(duplicate as i32) })
+}
+
+/// Whether a descriptor that this process was started with may be written to.
+///
+/// # Errors
+///
+/// `EBADF`: there is none of this number.
+pub fn is_writable(fd: RawFd) -> Result<bool> {
+    // SAFETY: F_GETFL only reads flags and accepts any number.
+    let returned = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    let flags = checked(returned.into(), || format!("fcntl({fd}, F_GETFL)"))?;
+    Ok(matches!(
+        flags as libc::c_int & libc::O_ACCMODE,
+        libc::O_WRONLY | libc::O_RDWR
+    ))
+}
+
 /// Writes to a descriptor by its number, whatever that is by now.
 pub fn write_raw(fd: RawFd, bytes: &[u8]) -> Result<()> {
     // SAFETY: the bytes are valid for their length; any number may be tried.

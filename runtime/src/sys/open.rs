@@ -61,3 +61,50 @@ pub fn openat2(dir: impl AsFd, path: &CStr, flags: libc::c_int, resolve: u64) ->
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
+    use super::*;
+
+    /// The kernel gives up a `..` below a root while anything is renamed (`EAGAIN`).
+    #[test]
+    fn a_look_up_among_renames_ends_and_stays_inside() {
+        let base = std::env::temp_dir().join(format!("rtc-open-{}", std::process::id()));
+        fs::create_dir_all(base.join("root/a/b")).unwrap();
+        fs::create_dir_all(base.join("outside")).unwrap();
+        symlink(base.join("outside"), base.join("root/link")).unwrap();
+        let root = File::open(base.join("root")).unwrap();
+        let (one, other) = (base.join("root/a"), base.join("root/link"));
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    renameat2(AT_FDCWD, &one, AT_FDCWD, &other, RenameFlags::RENAME_EXCHANGE).unwrap();
+                }
+            });
+            let rounds = std::env::var("RTC_RACE_ROUNDS")
+                .map_or(20_000, |rounds| 100 * rounds.parse::<u32>().unwrap());
+            let mut found = 0;
+            for _ in 0..rounds {
+                match openat2(&root, c"a/b/../../a/b/..", libc::O_PATH, RESOLVE_IN_ROOT) {
+                    Ok(fd) => {
+                        found += 1;
+                        let path = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap();
+                        assert!(path.starts_with(base.join("root")), "{path:?}");
+                    }
+                    Err(Errno::EAGAIN | Errno::ENOENT) => {}
+                    Err(errno) => panic!("{errno}"),
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+            assert!(found > 0);
+        });
+        fs::remove_dir_all(base).unwrap();
+    }
+}

@@ -298,7 +298,21 @@ pub fn set_no_new_privileges() -> Result<()> {
 
 /// Hides this process from ptrace and `/proc/<pid>` by others without privilege, until it executes a program.
 pub fn set_non_dumpable() -> Result<()> {
-    prctl("PR_SET_DUMPABLE", libc::PR_SET_DUMPABLE, 0, 0).map(drop)
+    set_dumpable(false)
+}
+
+/// The effective user that this program was started by (getauxval(3)), as its user namespace numbers it. No system call.
+#[must_use]
+pub fn caller() -> nix::unistd::Uid {
+    // SAFETY: takes and returns numbers.
+    let user = unsafe { libc::getauxval(libc::AT_EUID) };
+    nix::unistd::Uid::from_raw(user as u32)
+}
+
+/// Whether its user may trace this process and owns its files in `/proc/<pid>`.
+pub fn set_dumpable(dumpable: bool) -> Result<()> {
+    let value = libc::c_ulong::from(dumpable);
+    prctl("PR_SET_DUMPABLE", libc::PR_SET_DUMPABLE, value, 0).map(drop)
 }
 
 /// Gives this process a core scheduling cookie of its own, which its children inherit: nobody else runs on another thread

@@ -124,6 +124,7 @@ impl Place {
             preserve_fds: 0,
             listen_fds: 0,
             systemd_cgroup: self.systemd.get(),
+            rootless: rtc_runtime::rootless::Rootless::Auto,
             reporter: Some(reporter),
         })
     }

@@ -84,11 +84,6 @@ impl Command {
         })
     }
 
-    /// As the user named it.
-    pub(crate) fn program(&self) -> &Path {
-        &self.program
-    }
-
     pub(super) async fn create(&self, wanted: Create) -> Result<Created> {
         let shim = getpid();
         let preparing = worker::start(None, &[], |_| {
@@ -272,16 +267,8 @@ impl Command {
         image: &Path,
         options: &CheckpointOptions,
     ) -> Result<()> {
-        let image = if options.image_path.is_empty() {
-            self.criu_image_path.as_deref().unwrap_or(image)
-        } else {
-            Path::new(&options.image_path)
-        };
-        let work = if options.work_path.is_empty() {
-            self.criu_work_path.as_deref()
-        } else {
-            Some(Path::new(options.work_path.as_str()))
-        };
+        let (image, work) =
+            super::checkpoint_paths(image, options, &self.criu_image_path, &self.criu_work_path)?;
         let arguments = checkpoint_arguments(image, work, options);
         self.say("checkpoint", &arguments, id, CHECKPOINT).await
     }

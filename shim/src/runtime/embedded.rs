@@ -5,22 +5,27 @@
 //! start    here: open the gate, wait for the program (a FIFO); a worker for poststart hooks only
 //! exec     worker: container::exec ----------------------> the process is a child of the shim
 //! delete   worker: container::delete, unmount the root
-//! pause, resume, update, kill of all: workers
+//! pause, resume, update, kill of all, checkpoint: workers
+//! create from a checkpoint: as create; its processes run on at once, and start has nothing to do
 //! ```
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use containerd_shim_protos::shim::oci::CheckpointOptions;
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxResources, Process};
 use rtc_runtime::bundle::{self, Bundle};
+use rtc_runtime::checkpoint::{self, CgroupMode, DumpOptions, RestoreOptions};
 use rtc_runtime::container::start::Starting;
 use rtc_runtime::container::{
     self, ContainerId, CreateOptions, ExecOptions, ExecProcess, NotFound, StateRoot,
 };
 use rtc_runtime::process::worker::Reporter;
+use rtc_runtime::rootless::Rootless;
 use tokio::io::Interest;
 
 use super::{Create, Created, Exec, Started};
@@ -52,6 +57,10 @@ pub(crate) struct Embedded {
     systemd_cgroup: bool,
     no_pivot: bool,
     no_new_keyring: bool,
+    criu_image_path: Option<PathBuf>,
+    criu_work_path: Option<PathBuf>,
+    /// The container was made of a checkpoint, and runs.
+    restored: AtomicBool,
 }
 
 impl Embedded {
@@ -63,6 +72,9 @@ impl Embedded {
             systemd_cgroup: options.systemd_cgroup,
             no_pivot: options.no_pivot_root,
             no_new_keyring: options.no_new_keyring,
+            criu_image_path: options.criu_image_path.clone(),
+            criu_work_path: options.criu_work_path.clone(),
+            restored: AtomicBool::new(false),
         }
     }
 
@@ -74,6 +86,7 @@ impl Embedded {
         let working = worker::start(Some(borrowed(&create.stdio)), &[], |reporter| {
             self.create_in_worker(&create, reporter)
         })?;
+        let restores = create.checkpoint.is_some();
         let Create {
             id, bundle, stdio, ..
         } = create;
@@ -88,6 +101,7 @@ impl Embedded {
         let outcome = outcome
             .map_err(anyhow::Error::from)
             .context("OCI runtime create failed")?;
+        self.restored.store(restores, Ordering::Relaxed);
         let (cgroup, owns_pids) = serde_json::from_slice(&outcome.result).context("the worker's result")?;
         Ok(Created {
             init: outcome.born.context("the worker reported no init")?,
@@ -128,13 +142,30 @@ impl Embedded {
             preserve_fds: 0,
             listen_fds: 0,
             systemd_cgroup: self.systemd_cgroup,
+            rootless: Rootless::Auto,
             reporter: Some(reporter),
         };
-        let created = container::create(&self.state(), &mut options)?;
+        let created = match &create.checkpoint {
+            None => container::create(&self.state(), &mut options)?,
+            Some(image) => {
+                let restore = RestoreOptions {
+                    common: checkpoint::Options {
+                        image_path: image.clone(),
+                        work_path: self.criu_work_path.clone(),
+                        ..checkpoint::Options::default()
+                    },
+                    ..RestoreOptions::default()
+                };
+                checkpoint::restore_for_shim(&self.state(), &mut options, &restore)?
+            }
+        };
         Ok(serde_json::to_vec(&(created.cgroup, owns_pids))?)
     }
 
     pub(super) async fn start(&self, id: &ContainerId) -> Result<()> {
+        if self.restored.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         self.open_gate(id)
             .await
             .context("OCI runtime start failed")
@@ -164,6 +195,9 @@ impl Embedded {
     }
 
     pub(super) async fn started(&self, id: &ContainerId) -> Result<()> {
+        if self.restored.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let has_hooks = self.state().open(id).and_then(|directory| directory.record());
         if !matches!(has_hooks, Ok(Some(record)) if record.has_hooks) {
             return Ok(());
@@ -299,6 +333,42 @@ impl Embedded {
             .map_err(|error| Error::new(Kind::InvalidArgument, error.context("resources")))?;
         self.run("OCI runtime update failed", |root| {
             container::update(root, id, &resources)
+        })
+        .await
+    }
+
+    pub(super) async fn checkpoint(
+        &self,
+        id: &ContainerId,
+        image: &Path,
+        options: &CheckpointOptions,
+    ) -> Result<()> {
+        let (image, work) =
+            super::checkpoint_paths(image, options, &self.criu_image_path, &self.criu_work_path)?;
+        if let Some(other) = options.empty_namespaces.iter().find(|kind| *kind != "network") {
+            return Err(Error::text(
+                Kind::InvalidArgument,
+                format_args!("empty_namespaces: {other:?}: must be network"),
+            ));
+        }
+        let mode = options.cgroups_mode.parse::<CgroupMode>();
+        let mode = mode.map_err(|error| Error::new(Kind::InvalidArgument, error.context("cgroups_mode")))?;
+        let dump = DumpOptions {
+            common: checkpoint::Options {
+                image_path: image.to_owned(),
+                work_path: work.map(Path::to_owned),
+                tcp_established: options.open_tcp,
+                ext_unix_sk: options.external_unix_sockets,
+                shell_job: options.terminal,
+                file_locks: options.file_locks,
+                manage_cgroups: mode,
+                ..checkpoint::Options::default()
+            },
+            leave_running: !options.exit,
+            ..DumpOptions::default()
+        };
+        self.run("OCI runtime checkpoint failed", |root| {
+            checkpoint::checkpoint(root, id, &dump)
         })
         .await
     }

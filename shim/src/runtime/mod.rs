@@ -97,14 +97,6 @@ impl Runtime {
         })
     }
 
-    /// The foreign runtime, as the user named it.
-    pub(crate) fn program(&self) -> Option<&Path> {
-        match self {
-            Self::Embedded(_) => None,
-            Self::Command(runtime) => Some(runtime.program()),
-        }
-    }
-
     /// Mounts the root and makes the container.
     ///
     /// # Errors
@@ -219,7 +211,7 @@ impl Runtime {
     ///
     /// # Errors
     ///
-    /// `Unimplemented` by the runtime inside; the foreign one's words.
+    /// CRIU's reason, in the runtime's words.
     pub(crate) async fn checkpoint(
         &self,
         id: &ContainerId,
@@ -227,13 +219,36 @@ impl Runtime {
         options: &CheckpointOptions,
     ) -> Result<()> {
         match self {
-            Self::Embedded(_) => Err(Error::text(
-                Kind::Unimplemented,
-                "checkpoint is not supported by the runtime inside of the shim: name another by binary_name",
-            )),
+            Self::Embedded(runtime) => runtime.checkpoint(id, image, options).await,
             Self::Command(runtime) => runtime.checkpoint(id, image, options).await,
         }
     }
+}
+
+/// Where a checkpoint goes and where CRIU works: what the call says, else the options of the container, else `image`.
+fn checkpoint_paths<'a>(
+    image: &'a Path,
+    options: &'a CheckpointOptions,
+    usual_image: &'a Option<PathBuf>,
+    usual_work: &'a Option<PathBuf>,
+) -> Result<(&'a Path, Option<&'a Path>)> {
+    let image = if options.image_path.is_empty() {
+        usual_image.as_deref().unwrap_or(image)
+    } else {
+        Path::new(&options.image_path)
+    };
+    if !image.is_absolute() {
+        return Err(Error::text(
+            Kind::InvalidArgument,
+            format_args!("path: {image:?}: must be the absolute path of a directory for the checkpoint"),
+        ));
+    }
+    let work = if options.work_path.is_empty() {
+        usual_work.as_deref()
+    } else {
+        Some(Path::new(options.work_path.as_str()))
+    };
+    Ok((image, work))
 }
 
 /// Whether init is the first process of a PID namespace that is made for it.

@@ -217,6 +217,7 @@ test!(
 
 test!(
     fn a_deep_cgroups_path_is_made_and_delete_removes_its_last_part(t: &Test) -> Result {
+        t.needs_cgroupfs_driver()?;
         let bundle = t.bundle().sleeper();
         // Its parents are not the runtime's to remove: they are made before, and removed after, by the test.
         let deep = cgroup::Cgroup {
@@ -372,9 +373,9 @@ test!(
         container.verb("update", &["--pids-limit", "60"])?.ok()?;
         ensure!(container.cgroup.read(knob::PIDS_LIMIT)? == "60");
         ensure!(container.cgroup.read(knob::MEMORY_LIMIT)? == (96 * MIB).to_string());
-        container.verb("update", &["--cpu-quota", "20000"])?.ok()?;
+        container.verb("update", &["--cpu-quota", "24000"])?.ok()?;
         ensure!(
-            container.cgroup.cpu_bandwidth()? == (Some(20_000), 60_000),
+            container.cgroup.cpu_bandwidth()? == (Some(24_000), 60_000),
             "{:?}",
             container.cgroup.cpu_bandwidth()?
         );

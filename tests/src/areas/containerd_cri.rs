@@ -15,15 +15,15 @@ use crate::test;
 use crate::wait::until;
 
 /// A pod in the host's network: it needs no CNI.
-struct Pod<'d, 't> {
+pub(super) struct Pod<'d, 't> {
     containerd: &'d Daemon<'t>,
-    id: String,
+    pub(super) id: String,
     config: PathBuf,
     logs: PathBuf,
 }
 
 impl<'d, 't> Pod<'d, 't> {
-    fn start(containerd: &'d Daemon<'t>) -> Result<Self> {
+    pub(super) fn start(containerd: &'d Daemon<'t>) -> Result<Self> {
         for archive in ["images/pause.tar", "images/busybox.tar"] {
             let local = if containerd.is_2() { &["--local"][..] } else { &[] };
             let import = containerd.ctr_command(["--namespace", "k8s.io", "image", "import"]);
@@ -58,7 +58,7 @@ impl<'d, 't> Pod<'d, 't> {
     }
 
     /// Creates a container of busybox that runs this script, and starts it.
-    fn run(&self, name: &str, script: &str) -> Result<String> {
+    pub(super) fn run(&self, name: &str, script: &str) -> Result<String> {
         let config = self.containerd.t.path("container.json");
         let text = json!({
             "metadata": {"name": name},
@@ -78,13 +78,13 @@ impl<'d, 't> Pod<'d, 't> {
         Ok(id)
     }
 
-    fn exec(&self, container: &str, args: &[&str]) -> Result<Output> {
+    pub(super) fn exec(&self, container: &str, args: &[&str]) -> Result<Output> {
         self.containerd
             .crictl(&[&["exec", "--sync", container], args].concat())
     }
 
     /// What a container's log has, waited for.
-    fn log(&self, name: &str, wanted: &str) -> Result<String> {
+    pub(super) fn log(&self, name: &str, wanted: &str) -> Result<String> {
         let path = self.logs.join(format!("{name}.log"));
         until(&format!("{wanted:?} in the log"), || {
             Ok(fs::read_to_string(&path)
@@ -94,7 +94,7 @@ impl<'d, 't> Pod<'d, 't> {
     }
 
     /// Stops and removes it with all its containers.
-    fn remove(&self) -> Result {
+    pub(super) fn remove(&self) -> Result {
         self.containerd.crictl(&["stopp", &self.id])?.ok()?;
         self.containerd.crictl(&["rmp", &self.id])?.ok()?;
         Ok(())

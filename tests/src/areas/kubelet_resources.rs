@@ -4,7 +4,7 @@ use anyhow::ensure;
 use serde_json::{Value, json};
 
 use crate::host::cgroup::{Cgroup, is_unified, knob};
-use crate::kubelet::{STAY, Setup, busybox, busybox_with, manifest, with};
+use crate::kubelet::{Node, STAY, Setup, StaticPod, busybox, busybox_with, manifest, with};
 use crate::registry::Result;
 use crate::test;
 
@@ -134,6 +134,78 @@ test!(
                 refused.stderr.contains("can't fork") || refused.stdout.contains("can't fork"),
                 "{refused}"
             );
+            Ok(())
+        })
+    }
+);
+
+/// A static pod that keeps its uid keeps its containers, too: what changes of its resources is changed in place.
+fn resized(memory: &str, cpu: &str) -> Value {
+    let all = json!({"memory": memory, "cpu": cpu});
+    let mut main = busybox_with("main", STAY, &resources(&all, &all));
+    let policy = |resource: &str, policy: &str| json!({"resourceName": resource, "restartPolicy": policy});
+    main["resizePolicy"] = json!([policy("cpu", "NotRequired"), policy("memory", "NotRequired")]);
+    let mut restarted = busybox_with("restarted", STAY, &resources(&all, &all));
+    restarted["resizePolicy"] = json!([policy("cpu", "NotRequired"), policy("memory", "RestartContainer")]);
+    let mut pod = manifest("resized", json!({"containers": [main, restarted]}));
+    pod["metadata"]["uid"] = json!("11111111-2222-3333-4444-555555555555");
+    pod
+}
+
+/// Older kubelets resize no static pod, and say so; it goes on as it was.
+fn is_refused(node: &Node<'_>, before: &StaticPod) -> Result {
+    node.run(&resized("64Mi", "400m"))?;
+    let after = node.until_pod("resized", "refused", |pod| {
+        let mut conditions = pod.0["status"]["conditions"].as_array().into_iter().flatten();
+        conditions.any(|each| each["type"] == "PodResizePending" && each["reason"] == "Infeasible")
+    })?;
+    ensure!(after.id("main")? == before.id("main")?, "{}", after.0["status"]);
+    ensure!(node.cgroup(&after, "main")?.cpu_bandwidth()?.0 == Some(20_000));
+    Ok(())
+}
+
+test!(
+    fn a_pod_that_is_resized_has_its_new_limits_without_a_restart(t: &Test) -> Result {
+        with(t, |node| {
+            node.run(&resized("48Mi", "200m"))?;
+            let before = node.until_up("resized")?;
+            let pid = node.main_pid(&before, "main")?;
+            if node.minor() < 36 {
+                return is_refused(node, &before);
+            }
+            // More of the one, then less of the other; then memory again, which one container restarts for.
+            for (memory, cpu, restarts) in [("48Mi", "400m", 0), ("48Mi", "100m", 0), ("64Mi", "100m", 1)] {
+                node.run(&resized(memory, cpu))?;
+                let bytes = memory.trim_end_matches("Mi").parse::<u64>()? << 20;
+                let quota = cpu.trim_end_matches('m').parse::<i64>()? * 100;
+                let after = node.until_pod("resized", &format!("resized to {memory}, {cpu}"), |pod| {
+                    let actual = &pod.container("main")["resources"]["limits"];
+                    pod.is_up()
+                        && actual["memory"] == memory
+                        && actual["cpu"] == cpu
+                        && pod.restarts("restarted") == restarts
+                })?;
+                ensure!(
+                    after.restarts("main") == 0 && after.id("main")? == before.id("main")?,
+                    "{}",
+                    after.0["status"]
+                );
+                ensure!(node.main_pid(&after, "main")? == pid, "another process");
+                for (cgroup, count) in [(node.cgroup(&after, "main")?, 1), (node.pod_cgroup(&after), 2)] {
+                    let limit = cgroup.read(knob::MEMORY_LIMIT)?;
+                    ensure!(
+                        limit == (bytes * count).to_string(),
+                        "{}: {limit}, not {count} * {bytes}",
+                        cgroup.path
+                    );
+                    let bandwidth = cgroup.cpu_bandwidth()?;
+                    ensure!(
+                        bandwidth.0 == Some(quota * count.cast_signed()),
+                        "{}: {bandwidth:?}",
+                        cgroup.path
+                    );
+                }
+            }
             Ok(())
         })
     }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -10,7 +10,8 @@ use serde_json::json;
 
 use crate::cri::names;
 use crate::host::process;
-use crate::kubelet::{NODE_IP, STAY, busybox, busybox_with, with};
+use crate::kubelet::{NODE_IP, Node, STAY, busybox, busybox_with, with};
+use crate::registry::Result;
 use crate::test;
 use crate::wait::until;
 
@@ -118,6 +119,52 @@ test!(
             node.withdraw("port")?;
             node.until_gone("port")?;
             ensure!(page_at(&address).is_none(), "the port is still there");
+            Ok(())
+        })
+    }
+);
+
+/// A pod that answers each datagram with its own name, at a port of the host.
+fn answers(node: &Node<'_>, name: &str) -> Result {
+    let program = node.t.path("rtc-tests");
+    node.t.link_shared("rtc-tests", &program)?;
+    let fields = json!({
+        "ports": [{"containerPort": 5300, "hostPort": 15300, "protocol": "UDP"}],
+        "volumeMounts": [{"name": "program", "mountPath": "/rtc-tests"}],
+    });
+    let spec = json!({
+        "volumes": [{"name": "program", "hostPath": {"path": program, "type": "File"}}],
+        "containers": [busybox_with("main", &format!("exec /rtc-tests payload datagrams 5300 {name}"), &fields)],
+    });
+    node.up(name, spec)?;
+    Ok(())
+}
+
+/// The answer to a datagram; `None` where none comes.
+fn asked(socket: &UdpSocket, text: &str) -> Option<String> {
+    socket.send(text.as_bytes()).ok()?;
+    let mut answer = [0; 100];
+    let length = socket.recv(&mut answer).ok()?;
+    Some(String::from_utf8_lossy(&answer[..length]).trim().to_owned())
+}
+
+test!(
+    fn a_udp_port_of_the_host_leads_to_the_pod_that_has_it_now(t: &Test) -> Result {
+        with(t, |node| {
+            // One client all the time: what the kernel remembers of its connection must not lead to a pod that is gone.
+            let socket = UdpSocket::bind((NODE_IP, 0))?;
+            socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+            socket.connect((NODE_IP, 15300))?;
+            ensure!(asked(&socket, "x").is_none(), "somebody answers before");
+            for name in ["first", "second"] {
+                answers(node, name)?;
+                until(&format!("an answer of {name}"), || {
+                    Ok((asked(&socket, "one").as_deref() == Some(&format!("{name} one"))).then_some(()))
+                })?;
+                node.withdraw(name)?;
+                node.until_gone(name)?;
+                ensure!(asked(&socket, "x").is_none(), "somebody answers after {name}");
+            }
             Ok(())
         })
     }

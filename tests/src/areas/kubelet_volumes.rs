@@ -6,7 +6,7 @@ use anyhow::ensure;
 use serde_json::{Value, json};
 
 use crate::cri::names;
-use crate::kubelet::{BUSYBOX, STAY, Setup, busybox, busybox_with, with};
+use crate::kubelet::{BUSYBOX, STAY, Setup, busybox, busybox_with, manifest, with};
 use crate::test;
 use crate::wait::until;
 
@@ -176,6 +176,51 @@ test!(
 );
 
 test!(
+    fn the_files_of_a_described_volume_have_the_modes_and_the_owner_that_they_are_given(t: &Test) -> Result {
+        with(t, |node| {
+            let item = |path: &str, field: &str| json!({"path": path, "fieldRef": {"fieldPath": field}});
+            let mut secret = item("deep/secret", "metadata.uid");
+            secret["mode"] = json!(0o400);
+            let spec = json!({
+                "securityContext": {"runAsUser": 1234, "runAsGroup": 1234, "fsGroup": 4321},
+                "restartPolicy": "Never",
+                "volumes": [{"name": "all", "downwardAPI": {
+                    "defaultMode": 0o444, "items": [item("name", "metadata.name"), secret],
+                }}],
+                "containers": [busybox_with(
+                    "main",
+                    "cd /all; cat name; echo; cat deep/secret && echo; stat -L -c '%a %u:%g %n' name deep/secret; \
+                     readlink name; touch x",
+                    &json!({"volumeMounts": [{"name": "all", "mountPath": "/all", "readOnly": true}]}),
+                )],
+            });
+            // Of an API server even where its sources need none: it is this pod's trouble alone.
+            let mut projected = spec.clone();
+            let sources = projected["volumes"][0]["downwardAPI"].take();
+            projected["volumes"][0] = json!({"name": "all", "projected": {"sources": [{"downwardAPI": {"items": sources["items"]}}]}});
+            node.run(&manifest("projected", projected))?;
+            node.run(&manifest("described", spec))?;
+            let pod = node.until_pod("described", "at its end", |pod| pod.phase() == "Failed")?;
+            let seen = node.log_of(&pod, "main")?;
+            names(
+                &seen,
+                &[
+                    "described-node\n",
+                    pod.uid(),
+                    "444 0:4321 name\n",
+                    "440 0:4321 deep/secret\n",
+                    // Files change all at once, by one link.
+                    "..data/name\n",
+                    "Read-only file system",
+                ],
+            )?;
+            node.until_waiting("projected", "main", &["ContainerCreating"])
+                .map(drop)
+        })
+    }
+);
+
+test!(
     fn an_image_is_a_volume(t: &Test) -> Result {
         let setup = Setup {
             gates: vec!["ImageVolume: true"],
@@ -193,7 +238,7 @@ test!(
                     ]}),
                 )],
             });
-            node.run(&crate::kubelet::manifest("imagevolume", {
+            node.run(&manifest("imagevolume", {
                 let mut spec = spec;
                 spec["restartPolicy"] = json!("Never");
                 spec

@@ -527,7 +527,7 @@ test!(
             .bundle()
             .without_namespace("cgroup")
             .set("/linux/resources/pids", serde_json::json!({"limit": 321}));
-        let path = format!("{}/{}", t.cgroup.path, bundle.id);
+        let path = t.cgroup_of(&bundle.id).path;
         // In v2 the mount is of the whole tree then, as in runc; in v1 of the container's own part.
         let script =
             format!("cd /sys/fs/cgroup; [ -e cgroup.controllers ] && cd ./{path} || cd pids; cat pids.max");

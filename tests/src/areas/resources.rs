@@ -22,7 +22,7 @@ fn limited<'t>(t: &'t Test, key: &str, value: Value) -> Bundle<'t> {
 }
 
 /// Number of the whole disk below `/`, if `/` is on one: throttling works on disks, not on partitions.
-fn root_disk() -> Option<(u64, u64)> {
+pub(super) fn root_disk() -> Option<(u64, u64)> {
     let device = fs::metadata("/").ok()?.dev();
     let (major, minor) = (major(device), minor(device));
     let sys = format!("/sys/dev/block/{major}:{minor}");
@@ -198,6 +198,7 @@ test!(
 
 test!(
     fn a_relative_cgroups_path_names_a_cgroup_that_delete_removes(t: &Test) -> Result {
+        t.needs_cgroupfs_driver()?;
         let name = format!("rtc-relative-{}", t.unique);
         let container = t
             .bundle()
@@ -330,6 +331,7 @@ test!(
 test!(
     fn a_create_in_a_frozen_cgroup_is_refused_and_does_not_wait(t: &Test) -> Result {
         t.needs_controller("freezer")?;
+        t.needs_cgroupfs_driver()?;
         let frozen = cgroup::Cgroup {
             path: format!("{}/frozen", t.cgroup.path),
         };

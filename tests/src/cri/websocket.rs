@@ -109,6 +109,11 @@ impl WebSocket {
         Ok(Self(stream))
     }
 
+    /// The same connection, for another thread: one sends, the other reads.
+    pub(crate) fn try_clone(&self) -> Result<Self> {
+        Ok(Self(self.0.try_clone()?))
+    }
+
     /// The socket itself.
     pub(crate) fn socket(&self) -> &TcpStream {
         &self.0

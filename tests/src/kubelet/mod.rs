@@ -3,7 +3,8 @@
 //! ```text
 //! kubelet ──CRI──> rtc-cri, or containerd ──> shims
 //!    │ /pods, /stats/summary                       │ pulls from docker-registry on 127.0.0.1:5000
-//!    └ manifests in a directory of the test's      └ eth0 of a pod: bridge cni0, 10.88.0.0/16
+//!    │ exec, attach, port-forward, logs: api.rs    └ eth0 of a pod: bridge cni0, 10.88.0.0/16
+//!    └ manifests in a directory of the test's
 //!
 //! with(t, |node| {                                     // a node of the test's own
 //!     let pod = node.up("web", json!({"containers": [busybox("main", STAY)]}))?;   // until it is up and ready
@@ -17,10 +18,12 @@
 //! `kubepods.slice`, whose name is part of what is shown: one node runs at a time. Which kubelet, driver and server is an
 //! option of `rtc-tests`. What the body leaves is withdrawn; then nothing may be left of any pod.
 
+mod api;
 mod bench;
 mod config;
 mod place;
 mod pod;
+mod tunnel;
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
@@ -44,6 +47,7 @@ use crate::registry::Result;
 use crate::test::Test;
 use crate::wait::{until, within};
 
+pub(crate) use api::{Api, Session, WAYS, Way, escaped, of_container, of_pod};
 pub(crate) use bench::main as bench;
 pub(crate) use config::Setup;
 pub(crate) use pod::{BUSYBOX, Pod as StaticPod, STAY, busybox, busybox_with, manifest};
@@ -226,6 +230,12 @@ impl<'t> Node<'t> {
         self.start_kubelet()
     }
 
+    /// The kubelet's minor version.
+    pub(crate) fn minor(&self) -> u32 {
+        let minor = self.version.rsplit('.').next();
+        minor.and_then(|minor| minor.parse().ok()).unwrap_or_default()
+    }
+
     /// The CRI server that it has.
     pub(crate) fn backend(&self) -> Backend {
         self.backend.get()
@@ -290,7 +300,7 @@ impl<'t> Node<'t> {
         Ok(server.as_ref().context("no CRI server runs")?.id().cast_signed())
     }
 
-    fn kubelet_pid(&self) -> Result<i32> {
+    pub(crate) fn kubelet_pid(&self) -> Result<i32> {
         let others = self.others.borrow();
         let kubelet = others.iter().find(|(name, _)| *name == "kubelet");
         Ok(kubelet.context("no kubelet runs")?.1.id().cast_signed())

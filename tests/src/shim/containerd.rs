@@ -78,6 +78,7 @@ impl<'t> Containerd<'t> {
             .args(action);
         command.current_dir(bundle).stdin(Stdio::null());
         command
+            .env("PATH", crate::criu::search_path())
             .env("TTRPC_ADDRESS", &self.events.socket)
             .env("GRPC_ADDRESS", &self.address)
             .env("NAMESPACE", &self.namespace)

@@ -278,15 +278,132 @@ fn limits_out_of_range_are_named() {
     );
 }
 
-#[test]
-fn what_rtc_cannot_do_yet_is_refused_by_name() {
-    assert_eq!(
-        refused("/linux/intelRdt", json!({"closID": "x"})),
-        "linux.intelRdt: is not supported by rtc yet; remove it"
+/// A configuration whose container has a network namespace of its own, and these devices.
+fn net_devices(devices: Value) -> Result<(), String> {
+    let mut config = with(
+        "/linux/namespaces",
+        json!([{"type": "network"}, {"type": "mount"}]),
     );
-    assert!(refused("/linux/netDevices", json!({"eth1": {}})).starts_with("linux.netDevices: "));
-    assert!(refused("/linux/memoryPolicy", json!({"mode": "MPOL_BIND"})).starts_with("linux.memoryPolicy: "));
+    set(&mut config, "/linux/netDevices", devices);
+    check(&config).map(drop).map_err(|error| format!("{error:#}"))
+}
+
+#[test]
+fn network_devices_need_a_namespace_and_names_the_kernel_takes() {
     accepted("/linux/netDevices", json!({}));
+    assert_eq!(
+        refused("/linux/netDevices", json!({"eth1": {}})),
+        "linux.netDevices: needs a namespace of type \"network\" in linux.namespaces"
+    );
+    net_devices(json!({"eth1": {"name": "net%d"}, "eth2": {"name": "net%d"}, "eth3": {"name": ""}, "é": {}}))
+        .unwrap();
+    for (devices, error) in [
+        (json!({"": {}}), "linux.netDevices[\"\"]: the name is empty"),
+        (
+            json!({"eth1": {"name": "a234567890123456"}}),
+            "linux.netDevices[\"eth1\"].name: \"a234567890123456\": must be at most 15 bytes",
+        ),
+        (
+            json!({"..": {}}),
+            "linux.netDevices[\"..\"]: the name must not be . or ..",
+        ),
+        (
+            json!({"eth1": {"name": "a/b"}}),
+            "linux.netDevices[\"eth1\"].name: \"a/b\": must not contain \"/\", \":\" or blanks",
+        ),
+        (
+            json!({"eth1": {"name": "a%sb"}}),
+            "linux.netDevices[\"eth1\"].name: \"a%sb\": \"%\" stands only in \"%d\", once, for a number",
+        ),
+        (
+            json!({"eth1": {"name": "x"}, "x": {}}),
+            "linux.netDevices[\"x\"].name: \"x\": is the new name of \"eth1\" too",
+        ),
+    ] {
+        assert_eq!(net_devices(devices).unwrap_err(), error);
+    }
+}
+
+#[test]
+fn a_memory_policy_has_the_nodes_its_mode_takes() {
+    let policy = |mode: &str, nodes: &str| json!({"mode": mode, "nodes": nodes});
+    accepted("/linux/memoryPolicy", policy("MPOL_BIND", "0"));
+    accepted("/linux/memoryPolicy", policy("MPOL_PREFERRED", ""));
+    accepted("/linux/memoryPolicy", json!({"mode": "MPOL_DEFAULT"}));
+    for (policy, error) in [
+        (
+            policy("MPOL_LOCAL", "0-7"),
+            "linux.memoryPolicy.nodes: \"0-7\": memory policy mode requires 0 nodes but got 8: MPOL_LOCAL",
+        ),
+        (
+            policy("MPOL_BIND", ""),
+            "linux.memoryPolicy.nodes: memory policy mode requires at least one node but got 0: MPOL_BIND",
+        ),
+        (
+            policy("MPOL_BIND", "0-"),
+            "linux.memoryPolicy.nodes: \"0-\": invalid memory policy nodes: must be a list such as 0-3,7",
+        ),
+        (
+            policy("MPOL_BIND", "1024"),
+            "linux.memoryPolicy.nodes: \"1024\": invalid memory policy nodes: the last node is 1023",
+        ),
+        (
+            json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES", "MPOL_F_RELATIVE_NODES"]}),
+            "linux.memoryPolicy.flags: MPOL_F_STATIC_NODES and MPOL_F_RELATIVE_NODES exclude each other",
+        ),
+    ] {
+        assert_eq!(refused("/linux/memoryPolicy", policy), error);
+    }
+    let error = refused("/linux/memoryPolicy", json!({"mode": "MPOL_WHERE"}));
+    assert!(
+        error.starts_with(
+            "linux.memoryPolicy.mode: \"MPOL_WHERE\": unknown memory policy mode; use one of MPOL_DEFAULT"
+        ),
+        "{error}"
+    );
+    let error = refused(
+        "/linux/memoryPolicy",
+        json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_X"]}),
+    );
+    assert!(
+        error
+            .starts_with("linux.memoryPolicy.flags[0]: \"MPOL_F_X\": unknown memory policy flag; use one of"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_resctrl_group_is_a_name_and_its_schemata_are_lines() {
+    accepted("/linux/intelRdt", json!({"closID": "/", "schemata": ["L3:0=f"]}));
+    accepted(
+        "/linux/intelRdt",
+        json!({"closID": "gold", "memBwSchema": "MB:0=20", "enableMonitoring": true}),
+    );
+    for name in ["..", ".", "a/b", "/a", "info"] {
+        let error = refused("/linux/intelRdt", json!({"closID": name}));
+        assert!(
+            error.starts_with(&format!(
+                "linux.intelRdt.closID: {name:?}: must be the name of a group"
+            )),
+            "{error}"
+        );
+    }
+    for (rdt, error) in [
+        (
+            json!({"memBwSchema": "L3:0=f"}),
+            "linux.intelRdt.memBwSchema: \"L3:0=f\": must start with \"MB:\"",
+        ),
+        (
+            json!({"schemata": ["L3:0=f", "MB:0=1\nL3:1=f"]}),
+            "linux.intelRdt.schemata[1]: \"MB:0=1\\nL3:1=f\": must be one line",
+        ),
+        (
+            json!({"schemata": ["f"]}),
+            "linux.intelRdt.schemata[0]: \"f\": must be a line such as \"L3:0=f;1=f\"",
+        ),
+    ] {
+        assert_eq!(refused("/linux/intelRdt", rdt), error);
+    }
 }
 
 #[test]

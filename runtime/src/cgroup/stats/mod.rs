@@ -15,6 +15,7 @@ use libcgroups::stats::{ParseNestedKeyedDataError, parse_nested_keyed_data, pars
 use serde::Serialize;
 
 use super::Cgroup;
+use crate::resctrl::RdtStats;
 
 fn is_zero(value: &u64) -> bool {
     *value == 0
@@ -35,8 +36,8 @@ pub struct Stats {
     pub blkio: Blkio,
     /// Huge pages, by their size (`2MB`).
     pub hugetlb: BTreeMap<String, HugeTlb>,
-    /// Cache and memory bandwidth allocation; always empty.
-    pub intel_rdt: Empty,
+    /// Cache and memory bandwidth, where the container has a resctrl group. Not of the cgroup: it is left empty here.
+    pub intel_rdt: RdtStats,
     /// Always `null`, as in runc for containers whose network is made by others.
     pub network_interfaces: Option<Empty>,
 }
@@ -247,6 +248,7 @@ impl Cgroup {
         if self.is_v2() {
             return v2::read(&self.main()?.path);
         }
+        self.main()?;
         v1::read(|controller| self.tree(controller).ok().map(|tree| tree.path.as_path()))
     }
 }

@@ -14,7 +14,7 @@ use super::message::{Property, Value};
 const PREFIX: &str = "org.systemd.property.";
 
 /// What is taken.
-const ALLOWED: [&str; 41] = [
+const ALLOWED: [&str; 49] = [
     "After",
     "AllowedCPUs",
     "AllowedMemoryNodes",
@@ -24,8 +24,13 @@ const ALLOWED: [&str; 41] = [
     "CPUWeight",
     "CollectMode",
     "DefaultDependencies",
+    "DefaultMemoryLow",
+    "DefaultMemoryMin",
+    "Description",
+    "Documentation",
     "FinalKillSignal",
     "IOWeight",
+    "IgnoreOnIsolate",
     "KillMode",
     "KillSignal",
     "ManagedOOMMemoryPressure",
@@ -36,8 +41,11 @@ const ALLOWED: [&str; 41] = [
     "MemoryLow",
     "MemoryMax",
     "MemoryMin",
+    "MemoryPressureThresholdUSec",
+    "MemoryPressureWatch",
     "MemorySwapMax",
     "MemoryZSwapMax",
+    "MemoryZSwapWriteback",
     "OOMPolicy",
     "RestartKillSignal",
     "RuntimeMaxUSec",
@@ -57,6 +65,8 @@ const ALLOWED: [&str; 41] = [
     "TimeoutStopUSec",
     "WatchdogSignal",
 ];
+/// The longest value: a list of units to be ordered after.
+const LONGEST: usize = 4096;
 
 /// The properties among the annotations, in the order of their names.
 ///
@@ -78,6 +88,13 @@ pub(super) fn properties(annotations: &HashMap<String, String>) -> Result<Vec<Pr
 }
 
 fn property(name: &str, text: &str) -> Result<Property> {
+    if name.len() < 3 || !name.bytes().all(|byte| byte.is_ascii_alphabetic()) {
+        bail!("name incorrect: must be at least 3 ASCII letters");
+    }
+    // systemd keeps them in a file of lines.
+    if text.len() > LONGEST || text.chars().any(char::is_control) {
+        bail!("value parse error: must be at most {LONGEST} bytes without control characters");
+    }
     let mut value = parse(text).with_context(|| format!("value parse error: {text:?}"))?;
     // The manual writes TimeoutStopSec, in seconds; the interface has TimeoutStopUSec, in microseconds.
     let in_seconds = name
@@ -107,41 +124,71 @@ fn microseconds(value: &Value) -> Option<Value> {
     Some(Value::Uint64(seconds.checked_mul(1_000_000)?))
 }
 
-/// A value in GVariant's text form: `true`, `5`, `uint64 5`, `'text'`, `['a', 'b']`.
+/// A value in GVariant's text form: `true`, `5`, `uint64 5`, `@t 5`, `'text'`, `['a', 'b']`, `[byte 0x3]`.
 fn parse(text: &str) -> Option<Value> {
     let text = text.trim();
-    if let Some(inner) = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
-        let inner = inner.trim();
-        if inner.is_empty() {
-            return Some(Value::Texts(Vec::new()));
+    let (kind, literal) = match text.split_once(' ') {
+        Some((kind, literal)) if kind.starts_with('@') => (&kind[1..], literal.trim()),
+        Some(("uint64", literal)) => ("t", literal.trim()),
+        Some(("int64", literal)) => ("x", literal.trim()),
+        Some(("uint32", literal)) => ("u", literal.trim()),
+        Some(("int32", literal)) => ("i", literal.trim()),
+        _ => (default_kind(text), text),
+    };
+    Some(match kind {
+        "b" => Value::Bool(literal.parse().ok()?),
+        "i" => Value::Int(number(literal)?.try_into().ok()?),
+        "u" => Value::Uint(number(literal)?.try_into().ok()?),
+        "x" => Value::Int64(number(literal)?.try_into().ok()?),
+        "t" => Value::Uint64(number(literal)?.try_into().ok()?),
+        "s" => {
+            let mut found = texts(literal)?;
+            (found.len() == 1).then(|| Value::Text(found.remove(0)))?
         }
-        if inner.starts_with(['\'', '"']) {
-            return texts(inner).map(Value::Texts);
-        }
-        let bytes = inner.split(',').map(|number| {
-            let number = number.trim().trim_start_matches("byte ").trim();
-            number.strip_prefix("0x").map_or_else(
-                || number.parse().ok(),
-                |digits| u8::from_str_radix(digits, 16).ok(),
-            )
-        });
-        return bytes.collect::<Option<Vec<u8>>>().map(Value::Bytes);
-    }
-    if text.starts_with(['\'', '"']) {
-        let mut found = texts(text)?;
-        return (found.len() == 1).then(|| Value::Text(found.remove(0)));
-    }
-    match text.split_once(' ') {
-        Some(("uint64", number)) => number.trim().parse().ok().map(Value::Uint64),
-        Some(("int64", number)) => number.trim().parse().ok().map(Value::Int64),
-        Some(("uint32", number)) => number.trim().parse().ok().map(Value::Uint),
-        Some(("int32", number)) => number.trim().parse().ok().map(Value::Int),
-        Some(_) => None,
-        None => match text {
-            "true" => Some(Value::Bool(true)),
-            "false" => Some(Value::Bool(false)),
-            number => number.parse().ok().map(Value::Int),
+        "as" => match inside(literal)? {
+            "" => Value::Texts(Vec::new()),
+            inner => Value::Texts(texts(inner)?),
         },
+        "ay" => match inside(literal)? {
+            "" => Value::Bytes(Vec::new()),
+            inner => {
+                let bytes = inner.split(',').map(|byte| {
+                    let byte = byte.trim().trim_start_matches("byte ");
+                    number(byte.trim())?.try_into().ok()
+                });
+                Value::Bytes(bytes.collect::<Option<_>>()?)
+            }
+        },
+        _ => return None,
+    })
+}
+
+/// The type of a value that is written without one. Numbers in a list are bytes: there is no other list of numbers here.
+fn default_kind(text: &str) -> &'static str {
+    match text.bytes().next() {
+        Some(b'[') => match inside(text).and_then(|inner| inner.bytes().next()) {
+            Some(b'\'' | b'"') | None => "as",
+            Some(_) => "ay",
+        },
+        Some(b'\'' | b'"') => "s",
+        Some(b't' | b'f') => "b",
+        _ => "i",
+    }
+}
+
+/// What is between the brackets.
+fn inside(list: &str) -> Option<&str> {
+    Some(list.strip_prefix('[')?.strip_suffix(']')?.trim())
+}
+
+/// Decimal, or hexadecimal after `0x`.
+fn number(text: &str) -> Option<i128> {
+    match text.strip_prefix("0x") {
+        Some(digits) if digits.bytes().all(|digit| digit.is_ascii_hexdigit()) => {
+            i128::from_str_radix(digits, 16).ok()
+        }
+        Some(_) => None,
+        None => text.parse().ok(),
     }
 }
 
@@ -196,7 +243,16 @@ mod tests {
             one("After", r#"["a.service", 'b']"#).unwrap().1,
             Value::Texts(vec!["a.service".into(), "b".into()])
         );
-        assert_eq!(one("AllowedCPUs", "[0x3]").unwrap().1, Value::Bytes(vec![3]));
+        for bytes in ["[0x3]", "[byte 0x03]", "@ay [3]"] {
+            assert_eq!(
+                one("AllowedCPUs", bytes).unwrap().1,
+                Value::Bytes(vec![3]),
+                "{bytes}"
+            );
+        }
+        assert_eq!(one("TasksMax", "@t 0x10").unwrap().1, Value::Uint64(16));
+        assert_eq!(one("KillSignal", "10").unwrap().1, Value::Int(10));
+        assert_eq!(one("After", "@as []").unwrap().1, Value::Texts(Vec::new()));
     }
 
     #[test]
@@ -218,8 +274,14 @@ mod tests {
             "Wants",
             "DeviceAllow",
             "BPFProgram",
-            "x",
-            "",
+            "FailureAction",
+            "JobTimeoutAction",
+            "NFTSet",
+            "OnFailure",
+            "Requires",
+            "StopPropagatedFrom",
+            "User",
+            "xyz",
         ] {
             let error = format!("{:#}", one(name, "'x'").unwrap_err());
             assert!(
@@ -230,8 +292,36 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_is_none_is_refused() {
+        for name in ["", "x", "xy", "After ", "After\nSlice", "After.x", "Afté"] {
+            let error = format!("{:#}", one(name, "'x'").unwrap_err());
+            assert!(error.contains("name incorrect"), "{name}: {error}");
+        }
+    }
+
+    #[test]
     fn a_value_that_is_none_is_refused() {
-        for value in ["", "'", "'a", "'a' 'b'", "uint64 x", "[1, 'a']", "what", "\\"] {
+        let long = format!("'{}'", "x".repeat(LONGEST));
+        for value in [
+            "",
+            "'",
+            "'a",
+            "'a' 'b'",
+            "'a\n[Service]'",
+            "uint64 x",
+            "uint64 -1",
+            "int32 0x80000000",
+            "0x+1",
+            "[1, 'a']",
+            "[256]",
+            "[",
+            "@ 5",
+            "@av []",
+            "what",
+            "truth",
+            "\\",
+            &long,
+        ] {
             let error = format!("{:#}", one("CollectMode", value).unwrap_err());
             assert!(error.contains("value parse error"), "{value}: {error}");
         }

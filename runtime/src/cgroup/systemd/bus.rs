@@ -1,38 +1,41 @@
 //! A connection to systemd: blocking, one thread, a deadline on everything.
 //!
 //! ```text
-//! -> "\0AUTH EXTERNAL <uid>\r\nBEGIN\r\n" + Hello + AddMatch(JobRemoved) + the first call, to a bus in one write
-//!                                              <- "OK <guid>\r\n", answers
+//! -> "\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n" + Hello + AddMatch(JobRemoved) + the first call, to a bus in one write
+//!                                              <- "DATA\r\nOK <guid>\r\n", answers
 //! -> StartTransientUnit | StopUnit             <- the job's path
 //!         <- JobRemoved(id, path, unit, "done" | "failed" | ...)
 //! ```
 //!
-//! systemd sends `JobRemoved` to whoever has a job queued, so no `Subscribe`. By the system bus, as other runtimes do;
-//! where there is none, by systemd's own socket, which speaks the same protocol without a bus in between (its manual
-//! page calls it private, so it comes second).
+//! systemd sends `JobRemoved` to whoever has a job queued, so no `Subscribe`. The user's id is left to the kernel to tell:
+//! seen from a user namespace it is another than what the bus sees.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use nix::unistd::geteuid;
 
+use super::address::Owner;
 use super::message::{Call, Encoder, Incoming, Kind, Property};
 
-const BUS_SOCKET: &str = "/run/dbus/system_bus_socket";
-const PRIVATE_SOCKET: &str = "/run/systemd/private";
 const DESTINATION: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const JOB_REMOVED: &str = "type='signal',sender='org.freedesktop.systemd1',path='/org/freedesktop/systemd1',\
     interface='org.freedesktop.systemd1.Manager',member='JobRemoved'";
 
+/// How often, and how long after, systemd is spoken to again after it went away. It is back after 100 to 800 ms.
+const AGAIN: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(100);
+/// A server's line has a keyword and an id.
+const LONGEST_LINE: usize = 4096;
+
 /// An error that systemd answered, by its D-Bus name.
 #[derive(Debug)]
 pub(super) struct Refused {
     pub(super) name: String,
-    text: String,
+    pub(super) text: String,
 }
 
 impl std::fmt::Display for Refused {
@@ -42,6 +45,31 @@ impl std::fmt::Display for Refused {
 }
 
 impl std::error::Error for Refused {}
+
+/// systemd or its bus has closed the connection.
+#[derive(Debug)]
+struct Closed;
+
+impl std::fmt::Display for Closed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("systemd has closed the connection")
+    }
+}
+
+impl std::error::Error for Closed {}
+
+/// Whether systemd went away while it was spoken to. (A bus would start it, which is an error of its own.)
+fn is_gone(error: &anyhow::Error) -> bool {
+    const NAMES: [&str; 4] = [
+        "org.freedesktop.DBus.Error.NoReply",
+        "org.freedesktop.DBus.Error.Disconnected",
+        "org.freedesktop.DBus.Error.ServiceUnknown",
+        "org.freedesktop.DBus.Error.NameHasNoOwner",
+    ];
+    let refused = error.downcast_ref::<Refused>();
+    refused.is_some_and(|refused| NAMES.contains(&refused.name.as_str()))
+        || error.downcast_ref::<Closed>().is_some()
+}
 
 /// A job that ended.
 struct Ended {
@@ -68,15 +96,41 @@ pub(super) struct Bus {
 }
 
 impl Bus {
+    /// Talks to systemd; from the start again where it goes away meanwhile: it may just be executed again (an upgrade,
+    /// `daemon-reexec`). `talk` must be such that a second time does no harm.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no systemd, and those of `talk`.
+    pub(super) fn with<T>(
+        owner: Owner,
+        deadline: Instant,
+        mut talk: impl FnMut(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        for _ in 0..AGAIN {
+            let error = match Self::connect(owner, deadline).and_then(|mut bus| talk(&mut bus)) {
+                Err(error) if is_gone(&error) => error,
+                talked => return talked,
+            };
+            if Instant::now() + PAUSE >= deadline {
+                return Err(error);
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Self::connect(owner, deadline).and_then(|mut bus| talk(&mut bus))
+    }
+
     /// Connects to systemd.
-    pub(super) fn connect(deadline: Instant) -> Result<Self> {
-        let (socket, on_bus) = match UnixStream::connect(BUS_SOCKET) {
-            Ok(socket) => (socket, true),
-            Err(error) => match UnixStream::connect(PRIVATE_SOCKET) {
-                Ok(socket) => (socket, false),
-                Err(_) => return Err(error).context(format!("connect({BUS_SOCKET:?})")),
-            },
-        };
+    ///
+    /// # Errors
+    ///
+    /// Where there is none, or it takes nobody in until the deadline.
+    fn connect(owner: Owner, deadline: Instant) -> Result<Self> {
+        let (socket, on_bus) = owner.connect(deadline)?;
+        Ok(Self::over(socket, on_bus, deadline))
+    }
+
+    fn over(socket: UnixStream, on_bus: bool, deadline: Instant) -> Self {
         let mut bus = Self {
             socket,
             received: Vec::new(),
@@ -89,17 +143,12 @@ impl Bus {
             deadline,
         };
         bus.greet();
-        Ok(bus)
+        bus
     }
 
     /// Everything up to the first call, which needs no answer to be sent.
     fn greet(&mut self) {
-        let uid: String = geteuid()
-            .to_string()
-            .bytes()
-            .map(|digit| format!("{digit:02x}"))
-            .collect();
-        self.greeting = format!("\0AUTH EXTERNAL {uid}\r\nBEGIN\r\n").into_bytes();
+        self.greeting = b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n".to_vec();
         if !self.on_bus {
             return;
         }
@@ -119,22 +168,27 @@ impl Bus {
         }
     }
 
-    /// Reads the answer to the authentication: a line, before the first message.
+    /// Reads the answer to the authentication: two lines, before the first message.
     fn be_known(&mut self) -> Result<()> {
-        let line = loop {
-            if let Some(end) = self.received.windows(2).position(|pair| pair == b"\r\n") {
-                break self.received.drain(..end + 2).collect::<Vec<_>>();
-            }
-            self.receive()?;
-        };
-        if !line.starts_with(b"OK ") {
-            bail!(
-                "D-Bus: authentication: refused: {:?}",
-                String::from_utf8_lossy(&line).trim_end()
-            );
+        if self.line()? != b"DATA" || !self.line()?.starts_with(b"OK ") {
+            bail!("D-Bus: authentication as the user of this process was refused");
         }
         self.known = true;
         Ok(())
+    }
+
+    fn line(&mut self) -> Result<Vec<u8>> {
+        loop {
+            if let Some(end) = self.received.windows(2).position(|pair| pair == b"\r\n") {
+                let mut line: Vec<u8> = self.received.drain(..end + 2).collect();
+                line.truncate(end);
+                return Ok(line);
+            }
+            if self.received.len() > LONGEST_LINE {
+                bail!("D-Bus: a line of the authentication is too long");
+            }
+            self.receive()?;
+        }
     }
 
     /// Calls a method of systemd's manager.
@@ -187,15 +241,7 @@ impl Bus {
 
     /// systemd's version, 257 of `257.13-1~deb13u1`.
     pub(super) fn version(&mut self) -> Result<u32> {
-        let mut body = Encoder::default();
-        body.text(MANAGER);
-        body.text("Version");
-        let answer = self
-            .call_on("org.freedesktop.DBus.Properties", "Get", "ss", body)
-            .context("systemd: Get(Version)")?;
-        let mut value = answer.body();
-        value.signature()?;
-        let text = value.text()?;
+        let text = self.manager_property("Version")?;
         let digits = text
             .trim_start_matches('v')
             .split(|letter: char| !letter.is_ascii_digit())
@@ -204,6 +250,19 @@ impl Bus {
             .unwrap_or_default()
             .parse()
             .with_context(|| format!("systemd: version {text:?}"))
+    }
+
+    /// A property of systemd itself that is a text.
+    pub(super) fn manager_property(&mut self, name: &str) -> Result<String> {
+        let mut body = Encoder::default();
+        body.text(MANAGER);
+        body.text(name);
+        let answer = self
+            .call_on("org.freedesktop.DBus.Properties", "Get", "ss", body)
+            .with_context(|| format!("systemd: Get({name})"))?;
+        let mut value = answer.body();
+        value.signature()?;
+        value.text()
     }
 
     /// Sets properties of a unit, until the next boot.
@@ -271,25 +330,150 @@ impl Bus {
     fn left(&self) -> Result<Duration> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            bail!("timed out waiting for systemd");
+            bail!(
+                "timed out waiting for systemd: it does not answer; see `systemctl status`, `journalctl -b`"
+            );
         }
         Ok(left)
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<()> {
         self.socket.set_write_timeout(Some(self.left()?))?;
-        self.socket.write_all(bytes).context("write to systemd")
+        match self.socket.write_all(bytes) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Closed.into()),
+            written => written.context("write to systemd"),
+        }
     }
 
     fn receive(&mut self) -> Result<()> {
         let mut buffer = [0; 4096];
         self.socket.set_read_timeout(Some(self.left()?))?;
         match self.socket.read(&mut buffer) {
-            Ok(0) => bail!("systemd has closed the connection"),
+            Ok(0) => return Err(Closed.into()),
             Ok(length) => self.received.extend_from_slice(&buffer[..length]),
             Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Err(Closed.into()),
             Err(error) => return Err(error).context("read from systemd"),
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread::{JoinHandle, spawn};
+
+    use super::super::message::incoming;
+    use super::*;
+
+    /// systemd by its own socket, which answers with `answers` after the first call; and a bus to it.
+    fn systemd(answers: Vec<u8>) -> (Bus, JoinHandle<()>) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let server = spawn(move || {
+            let mut received = [0; 4096];
+            theirs.write_all(b"DATA\r\nOK 0123\r\n").unwrap();
+            let mut seen = Vec::new();
+            while !seen.windows(6).any(|text| text == b"org.fr") {
+                let length = theirs.read(&mut received).unwrap();
+                assert_ne!(length, 0);
+                seen.extend_from_slice(&received[..length]);
+            }
+            theirs.write_all(&answers).unwrap();
+        });
+        (
+            Bus::over(ours, false, Instant::now() + Duration::from_secs(5)),
+            server,
+        )
+    }
+
+    fn text(text: &str) -> Encoder {
+        let mut body = Encoder::default();
+        body.text(text);
+        body
+    }
+
+    fn removed(path: &str, result: &str) -> Vec<u8> {
+        let mut body = Encoder::default();
+        body.u32(7);
+        for word in [path, "web.scope", result] {
+            body.text(word);
+        }
+        incoming(4, 0, "JobRemoved", "uoss", &body)
+    }
+
+    #[test]
+    fn a_job_is_waited_for_also_where_its_end_is_told_first() {
+        let answer = incoming(2, 1, "", "o", &text("/job/7"));
+        let other = removed("/job/6", "failed");
+        for parts in [
+            [other.clone(), answer.clone(), removed("/job/7", "done")],
+            [other, removed("/job/7", "done"), answer],
+        ] {
+            let (mut bus, server) = systemd(parts.concat());
+            bus.run_job("StopUnit", "s", text("web.scope")).unwrap();
+            server.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_job_that_is_not_done_is_an_error() {
+        let answers = [
+            incoming(2, 1, "", "o", &text("/job/7")),
+            removed("/job/7", "failed"),
+        ];
+        let (mut bus, server) = systemd(answers.concat());
+        let error = format!("{:#}", bus.run_job("StopUnit", "s", text("x")).unwrap_err());
+        assert!(error.contains("got `failed`, not `done`"), "{error}");
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_refusal_has_its_name_and_what_systemd_says() {
+        let refusal = incoming(
+            3,
+            1,
+            "org.freedesktop.systemd1.NoSuchUnit",
+            "s",
+            &text("Unit x not loaded."),
+        );
+        let (mut bus, server) = systemd(refusal);
+        let error = bus.call("ResetFailedUnit", "s", text("x")).unwrap_err();
+        assert_eq!(
+            format!("{error:#}"),
+            "systemd: ResetFailedUnit: Unit x not loaded. (org.freedesktop.systemd1.NoSuchUnit)"
+        );
+        assert!(!is_gone(&error));
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_systemd_that_goes_away_is_told_from_one_that_refuses() {
+        let gone = incoming(3, 1, "org.freedesktop.DBus.Error.NoReply", "s", &text("x"));
+        for answers in [gone, Vec::new()] {
+            let (mut bus, server) = systemd(answers);
+            let error = bus.call("ResetFailedUnit", "s", text("x")).unwrap_err();
+            assert!(is_gone(&error), "{error:#}");
+            server.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn the_version_is_the_number_that_its_text_begins_with() {
+        for version in ["257.13-1~deb13u1", "v257-rc1", "257"] {
+            let mut body = Encoder::default();
+            body.signature("s");
+            body.text(version);
+            let (mut bus, server) = systemd(incoming(2, 1, "", "v", &body));
+            assert_eq!(bus.version().unwrap(), 257);
+            server.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn one_that_does_not_answer_is_given_up_at_the_deadline() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mut bus = Bus::over(ours, true, Instant::now() + Duration::from_millis(50));
+        let error = format!("{:#}", bus.call("StopUnit", "s", text("x")).unwrap_err());
+        assert!(error.contains("timed out waiting for systemd"), "{error}");
     }
 }

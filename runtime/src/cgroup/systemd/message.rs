@@ -38,6 +38,8 @@ pub(super) enum Value {
     Uints(Vec<u32>),
     /// `a(st)`: limits of devices.
     Limits(Vec<(String, u64)>),
+    /// `a(ss)`.
+    Pairs(Vec<(String, String)>),
 }
 
 impl fmt::Debug for Value {
@@ -54,6 +56,7 @@ impl fmt::Debug for Value {
             Self::Bytes(value) => value.fmt(f),
             Self::Uints(value) => value.fmt(f),
             Self::Limits(value) => value.fmt(f),
+            Self::Pairs(value) => value.fmt(f),
         }
     }
 }
@@ -71,6 +74,7 @@ impl Value {
             Self::Bytes(_) => "ay",
             Self::Uints(_) => "au",
             Self::Limits(_) => "a(st)",
+            Self::Pairs(_) => "a(ss)",
         }
     }
 }
@@ -87,7 +91,7 @@ impl Encoder {
         self.0.resize(self.0.len().next_multiple_of(to), 0);
     }
 
-    fn u32(&mut self, value: u32) {
+    pub(super) fn u32(&mut self, value: u32) {
         self.align(4);
         self.0.extend(value.to_le_bytes());
     }
@@ -107,7 +111,7 @@ impl Encoder {
         self.u32(value.into());
     }
 
-    fn signature(&mut self, signature: &str) {
+    pub(super) fn signature(&mut self, signature: &str) {
         self.0.push(u8::try_from(signature.len()).unwrap_or(u8::MAX));
         self.0.extend(signature.as_bytes());
         self.0.push(0);
@@ -141,6 +145,13 @@ impl Encoder {
                     list.align(8);
                     list.text(device);
                     list.u64(*limit);
+                }
+            }),
+            Value::Pairs(values) => self.array(8, |list| {
+                for (first, second) in values {
+                    list.align(8);
+                    list.text(first);
+                    list.text(second);
                 }
             }),
         }
@@ -228,6 +239,35 @@ pub(super) struct Incoming {
     pub(super) member: String,
     pub(super) error: String,
     body: Vec<u8>,
+}
+
+/// What a peer sends, for tests: an answer of this type to a serial, or a signal.
+#[cfg(test)]
+pub(super) fn incoming(kind: u8, to: u32, name: &str, signature: &str, body: &Encoder) -> Vec<u8> {
+    let mut message = Encoder(vec![b'l', kind, 0, 1]);
+    message.u32(length(body.0.len()));
+    message.u32(1);
+    message.array(8, |fields| {
+        fields.0.push(REPLY_SERIAL);
+        fields.signature("u");
+        fields.u32(to);
+        for (code, value) in [
+            (if kind == 3 { ERROR_NAME } else { MEMBER }, name),
+            (SENDER, ":1.1"),
+        ] {
+            fields.align(8);
+            fields.0.push(code);
+            fields.signature("s");
+            fields.text(value);
+        }
+        fields.align(8);
+        fields.0.push(SIGNATURE);
+        fields.signature("g");
+        fields.signature(signature);
+    });
+    message.align(8);
+    message.0.extend(&body.0);
+    message.0
 }
 
 /// Reads values in their wire form; never past the end.

@@ -3,10 +3,7 @@
 //! systemd writes the same files as we do. What it has no property for is written by us alone, and kept by it: the
 //! unit is delegated. What it has one for is told to it, or a reload of its configuration would take it back.
 //!
-//! The devices are ours alone. As long as a unit says nothing about devices (`DevicePolicy=auto`, no `DeviceAllow`),
-//! systemd attaches no program and touches none that it has not attached, over `daemon-reload` and `daemon-reexec` too
-//! (tried with 257). Told about devices, it would attach its own program, made from `/dev` and `/proc/devices` of the
-//! host as they are at each reload: containers losing their GPU are known from other runtimes.
+//! The devices are another matter: [`pin`](super::pin).
 
 use std::collections::HashMap;
 
@@ -15,9 +12,6 @@ use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxResources, LinuxThrottleDev
 
 use super::super::limits::{Memory, v2};
 use super::message::{Property, Value};
-
-/// The first version that takes a weight of 0 for `cpu.idle` 1.
-pub(super) const VERSION_OF_IDLE: u32 = 252;
 
 /// The properties for the limits, in the order they are to be set: what `unified` says comes last.
 ///
@@ -86,20 +80,39 @@ fn of_cpu(
     Ok(())
 }
 
-/// systemd counts in percent of a processor: rounded up, so that a cgroup within can have what was asked for.
+/// systemd counts in percent of a processor.
 fn of_quota(quota: i64, period: u64, properties: &mut Vec<Property>) {
-    const PERCENT: u64 = 10_000;
     if period != 0 {
         properties.push(("CPUQuotaPeriodUSec", Value::Uint64(period)));
     }
     if quota != 0 || period != 0 {
-        let period = if period == 0 { v2::DEFAULT_PERIOD } else { period };
-        let each_second = match u64::try_from(quota) {
-            Ok(quota @ 1..) => (quota.saturating_mul(1_000_000) / period).next_multiple_of(PERCENT),
-            _ => u64::MAX,
-        };
+        let each_second = u64::try_from(quota)
+            .ok()
+            .filter(|quota| *quota != 0)
+            .map_or(u64::MAX, |quota| each_second(quota, period));
         properties.push(("CPUQuotaPerSecUSec", Value::Uint64(each_second)));
     }
+}
+
+/// Rounded up to a percent, so that a cgroup within can have what was asked for.
+fn each_second(quota: u64, period: u64) -> u64 {
+    const PERCENT: u64 = 10_000;
+    let period = if period == 0 { v2::DEFAULT_PERIOD } else { period };
+    (quota.saturating_mul(1_000_000) / period).next_multiple_of(PERCENT)
+}
+
+/// The quota as systemd has it, where that is another: the file gets the same (as in runc), or the next reload of systemd
+/// would change it.
+pub(in crate::cgroup) fn rounded_quota(cpu: &LinuxCpu) -> Option<i64> {
+    let quota = u64::try_from(cpu.quota()?).ok().filter(|quota| *quota != 0)?;
+    let period = cpu
+        .period()
+        .filter(|period| *period != 0)
+        .unwrap_or(v2::DEFAULT_PERIOD);
+    let rounded = u128::from(each_second(quota, period)) * u128::from(period) / 1_000_000;
+    i64::try_from(rounded)
+        .ok()
+        .filter(|rounded| rounded.unsigned_abs() > quota)
 }
 
 /// A list like `0-2,7` as bits, the lowest first.
@@ -181,7 +194,20 @@ fn of_unified(
             "memory.min" => "MemoryMin",
             "memory.max" => "MemoryMax",
             "memory.swap.max" => "MemorySwapMax",
+            "memory.zswap.max" => "MemoryZSwapMax",
+            "pids.max" if value == "0" => {
+                properties.push(("TasksMax", Value::Uint64(1)));
+                continue;
+            }
             "pids.max" => "TasksMax",
+            // One for each device and a default; systemd has the default.
+            "io.weight" => match value.strip_prefix("default ").unwrap_or(value).trim().parse() {
+                Ok(weight) => {
+                    properties.push(("IOWeight", Value::Uint64(weight)));
+                    continue;
+                }
+                Err(_) => continue,
+            },
             "cpu.weight" if !idle => "CPUWeight",
             "cpu.idle" if idle => {
                 properties.push(("CPUWeight", Value::Uint64(0)));
@@ -269,6 +295,21 @@ mod tests {
     }
 
     #[test]
+    fn the_file_gets_the_quota_that_systemd_makes_of_it() {
+        let rounded = |json: &str| rounded_quota(&serde_json::from_str(json).unwrap());
+        assert_eq!(rounded(r#"{"quota":12345}"#), Some(13_000));
+        assert_eq!(rounded(r#"{"quota":5001,"period":50000}"#), Some(5_500));
+        for as_it_is in [
+            r#"{"quota":30000}"#,
+            r#"{"quota":-1,"period":5000}"#,
+            r#"{"quota":0}"#,
+            "{}",
+        ] {
+            assert_eq!(rounded(as_it_is), None, "{as_it_is}");
+        }
+    }
+
+    #[test]
     fn idle_is_a_weight_of_zero_where_systemd_knows_it() {
         assert_eq!(properties(r#"{"cpu":{"shares":1024,"idle":1}}"#), ["CPUWeight=0"]);
         let resources = serde_json::from_str(r#"{"cpu":{"shares":1024,"idle":1}}"#).unwrap();
@@ -296,14 +337,17 @@ mod tests {
         assert_eq!(
             properties(
                 r#"{"unified":{"memory.high":" 5 ","pids.max":"max","cpu.max":"max 5000","cpuset.cpus":"1",
-                "cpu.weight":"7","memory.oom.group":"1","io.max":"8:0 rbps=1"}}"#
+                "cpu.weight":"7","memory.oom.group":"1","io.max":"8:0 rbps=1","io.weight":"default 9",
+                "memory.zswap.max":"3"}}"#
             ),
             [
                 "CPUQuotaPeriodUSec=5000",
                 "CPUQuotaPerSecUSec=max",
                 "CPUWeight=7",
                 "AllowedCPUs=[2]",
+                "IOWeight=9",
                 "MemoryHigh=5",
+                "MemoryZSwapMax=3",
                 "TasksMax=max",
             ]
         );

@@ -18,10 +18,10 @@ pub(super) struct Unit {
 }
 
 impl Unit {
-    /// From `slice:prefix:name`; without it, `rtc-<id>.scope` in `system.slice`.
-    pub(super) fn of(cgroups_path: Option<&Path>, id: &str) -> Result<Self> {
+    /// From `slice:prefix:name`; without it, `rtc-<id>.scope` in the slice `default`.
+    pub(super) fn of(cgroups_path: Option<&Path>, id: &str, default: &str) -> Result<Self> {
         let Some(path) = cgroups_path else {
-            return Self::new("", "rtc", id);
+            return Self::new(default, "rtc", id);
         };
         let parts: Vec<&str> = path.to_str().unwrap_or_default().split(':').collect();
         let [slice, prefix, name] = parts[..] else {
@@ -30,19 +30,15 @@ impl Unit {
                  got {path:?} instead"
             );
         };
-        Self::new(slice, prefix, name)
+        Self::new(if slice.is_empty() { default } else { slice }, prefix, name)
     }
 
     fn new(slice: &str, prefix: &str, name: &str) -> Result<Self> {
-        let slice = if slice.is_empty() { "system.slice" } else { slice };
         if name.is_empty() || name.ends_with(".slice") {
             bail!("{FIELD}: {name:?}: must name a container, not a slice");
         }
-        let name = if prefix.is_empty() {
-            format!("{name}.scope")
-        } else {
-            format!("{prefix}-{name}.scope")
-        };
+        // Also where the prefix is empty, as runc and crun have it.
+        let name = format!("{prefix}-{name}.scope");
         for name in [slice, &name] {
             let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte);
             if name.len() > LONGEST || !name.bytes().all(allowed) {
@@ -87,7 +83,7 @@ mod tests {
     use super::*;
 
     fn unit(path: &str) -> Result<Unit> {
-        Unit::of(Some(Path::new(path)), "id")
+        Unit::of(Some(Path::new(path)), "id", "system.slice")
     }
 
     #[test]
@@ -102,9 +98,9 @@ mod tests {
 
     #[test]
     fn what_is_left_out_has_a_default() {
-        let default = Unit::of(None, "web").unwrap();
+        let default = Unit::of(None, "web", "system.slice").unwrap();
         assert_eq!(default.path, Path::new("system.slice/rtc-web.scope"));
-        assert_eq!(unit("::web").unwrap().path, Path::new("system.slice/web.scope"));
+        assert_eq!(unit("::web").unwrap().path, Path::new("system.slice/-web.scope"));
         assert_eq!(unit("-.slice:a:web").unwrap().path, Path::new("a-web.scope"));
     }
 

@@ -412,6 +412,24 @@ fn tmpcopyup_starts_with_what_is_covered() {
 }
 
 #[test]
+fn tmpcopyup_keeps_the_mode_that_is_asked_for_and_else_that_of_what_is_covered() {
+    let bundle = Bundle::new();
+    let etc = bundle.path("rootfs/etc");
+    fs::set_permissions(etc, fs::Permissions::from_mode(0o750)).unwrap();
+    let config = proc_and(&[
+        json!({"destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}),
+        json!({"destination": "/new", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup", "mode=700"]}),
+        json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup", "mode=711"]}),
+    ]);
+    let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    bundle
+        .run(&config, |_| {
+            assert_eq!([mode("/etc"), mode("/new"), mode("/tmp")], [0o750, 0o700, 0o711]);
+        })
+        .unwrap();
+}
+
+#[test]
 fn a_bind_keeps_the_flags_of_its_source_unless_told() {
     let bundle = Bundle::new();
     let source = bundle.source("outside");

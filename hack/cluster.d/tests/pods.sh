@@ -4,7 +4,7 @@
 test_a_pod_starts_and_its_log_is_read() {
   pod web "echo hello; echo trouble >&2; $STAY" | apply
   ready web
-  equal log "$(k logs web)" $'hello\ntrouble'
+  equal log "$(k logs web | sort)" $'hello\ntrouble' # two streams: in any order
   contains id "$(field pod/web '{.status.containerStatuses[0].containerID}')" "://"
   contains address "$(field pod/web '{.status.podIP}')" 10.244.
   k delete pod web >/dev/null

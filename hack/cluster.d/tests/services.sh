@@ -18,7 +18,7 @@ YAML
   for url in http://web "http://web.$NAMESPACE" "http://web.$NAMESPACE.svc.cluster.local" "http://$NODE_IP:$port"; do
     equal "client: $url" "$(k exec client -- timeout 5 wget -q -O - "$url")" web
   done
-  equal 'to itself' "$(k exec web -- timeout 5 wget -q -O - http://web)" web
+  equal 'to itself' "$(k exec web -- timeout 5 wget -q -O - "http://$address")" web
   equal 'the node' "$(page "$address" 80)" web
   contains 'the API server' "$(k exec client -- sh -c 'echo | nc -w 3 kubernetes.default 443 && echo open')" open
 }
@@ -37,7 +37,7 @@ test_a_service_has_several_endpoints_or_none() {
   k scale deployment/web --replicas 0 >/dev/null
   eventually 60 refused
 }
-refused() { k exec client -- sh -c 'timeout 5 wget -q -O - http://web' 2>&1 | grep -q refused; }
+refused() { [[ $(k exec client -- timeout 5 wget -q -O - http://web 2>&1 || true) == *refused* ]]; }
 
 # resolver NAME: a pod that forwards queries to the cluster's DNS, and is asked by a Service or a port of the node.
 resolver() {

@@ -7,11 +7,12 @@ deployment() {
     apiVersion: "apps/v1", kind: "Deployment", metadata: {name: $name},
     spec: {replicas: $replicas, selector: {matchLabels: {app: $name}},
       strategy: {rollingUpdate: {maxUnavailable: 0, maxSurge: 1}},
-      template: {metadata: {labels: {app: $name}}, spec: {terminationGracePeriodSeconds: 3,
+      template: {metadata: {labels: {app: $name}}, spec: {terminationGracePeriodSeconds: 10,
         containers: [{name: "main", image: $image, command: ["sh", "-c", $script],
           readinessProbe: {httpGet: {path: "/", port: 80}, periodSeconds: 1}}]}}}}'
 }
-serve() { echo "mkdir -p /www; echo $1 >/www/index.html; trap 'sleep 1; exit 0' TERM; httpd -f -p 80 -h /www & wait"; }
+# It answers for a while after it is told to end, as long as rules may still lead to it.
+serve() { echo "mkdir -p /www; echo $1 >/www/index.html; trap 'sleep 4; exit 0' TERM; httpd -f -p 80 -h /www & wait"; }
 
 # While every pod is replaced, a client of the Service has an answer each time.
 test_a_deployment_is_updated_without_a_gap() {

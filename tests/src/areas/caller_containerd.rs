@@ -9,6 +9,7 @@ use crate::registry::Result;
 use crate::terminal::Terminal;
 use crate::test;
 use crate::test::Rtc;
+use crate::wait::until;
 
 /// `ctr run` with it, not started yet; and the id. The last of two `--runtime` counts.
 fn run<'t>(containerd: &Daemon<'t>, flags: &[&str], args: &[&str]) -> (Rtc<'t>, String) {
@@ -45,10 +46,11 @@ test!(
                 "{}",
                 program.display()
             );
-            containerd
-                .exec(&id, &["sh", "-c", "echo in; exit 5"])?
-                .code(5)?
-                .stdout_is("in\n")?;
+            // ctr 1.6 may be gone before the last of the output.
+            until("the output of an exec", || {
+                let exec = containerd.exec(&id, &["sh", "-c", "echo in; exit 5"])?.code(5)?;
+                Ok((exec.stdout == "in\n").then_some(()))
+            })?;
             containerd.ctr(["task", "ps", &id])?.mentions(&pid.to_string())?;
             containerd.ctr(["task", "pause", &id])?.ok()?;
             containerd.wait(&id, "PAUSED")?;

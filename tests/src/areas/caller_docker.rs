@@ -126,6 +126,19 @@ test!(
 );
 
 test!(
+    fn docker_builds_an_image_by_buildkit(t: &Test) -> Result {
+        with_docker(t, |docker| {
+            // Since 23 its client is a plug-in.
+            if docker.major()? >= 23 {
+                t.skip("no docker-buildx")?;
+            }
+            let client = docker.engine.with_variable("DOCKER_BUILDKIT", "1");
+            everyday::builds(&client, &[])
+        })
+    }
+);
+
+test!(
     fn docker_runs_many_at_once_which_reach_each_other(t: &Test) -> Result {
         with_docker(t, |docker| {
             let engine = &docker.engine;

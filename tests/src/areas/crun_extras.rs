@@ -122,8 +122,8 @@ test!(
         symlink(&outside, bundle.rootfs().join("link"))?;
         symlink("../../../../../..", bundle.rootfs().join("up"))?;
         let container = bundle.start()?;
-        let inside = format!("/link/a");
-        mounts(t, "add", &container, &json!([bind(&volume, &inside, &["bind"])]))?.ok()?;
+        let inside = "/link/a";
+        mounts(t, "add", &container, &json!([bind(&volume, inside, &["bind"])]))?.ok()?;
         ensure!(fs::read_dir(&outside)?.count() == 0, "it was made outside");
         container
             .exec(&["cat", &format!("{}/a/name", outside.display())])?

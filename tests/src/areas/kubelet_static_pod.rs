@@ -245,8 +245,11 @@ fn the_pod_of_the_host(node: &Node<'_>) -> Result {
     node.run(&on_host(&directory))?;
     let pod = node.until_pod("plane", "up", StaticPod::is_up)?;
     // A kubelet without an API server has no addresses of its node, hence no podIP; the pod sees them.
-    let seen = fs::read_to_string(directory.join("seen"))?;
-    ensure!(seen.contains(NODE_IP), "{seen}");
+    // Up is not yet said: what it writes may be a moment away.
+    until("the address that the pod sees", || {
+        let seen = fs::read_to_string(directory.join("seen")).unwrap_or_default();
+        Ok(seen.contains(NODE_IP).then_some(()))
+    })?;
     let cgroup = node.pod_cgroup(&pod);
     ensure!(!cgroup.directories()?.is_empty(), "no {}", cgroup.path);
     node.withdraw("plane")

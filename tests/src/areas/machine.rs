@@ -230,7 +230,7 @@ fn resctrl(t: &Test) -> Result<Resctrl> {
     }
 }
 
-fn with_rdt<'t>(t: &'t Test, rdt: Value) -> Bundle<'t> {
+fn with_rdt(t: &Test, rdt: Value) -> Bundle<'_> {
     t.bundle().sleeper().set("/linux/intelRdt", rdt)
 }
 

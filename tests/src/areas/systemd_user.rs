@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::bundle::Bundle;
 use crate::registry::Result;
 use crate::test;
-use crate::test::Test;
+use crate::test::{Rtc, Test};
 use crate::user::User;
 use crate::wait::until;
 
@@ -99,20 +99,21 @@ fn cgroup_of(unit: &str) -> PathBuf {
     Path::new("/sys/fs/cgroup/user.slice").join(unit)
 }
 
+/// The runtime with the driver, as in a login of the user.
+fn driven<'t>(t: &'t Test, words: &[&str]) -> Rtc<'t> {
+    let user = t.user.borrow().clone();
+    let directory = user.map(|user| user.runtime_dir).unwrap_or_default();
+    let command = t.command(["--systemd-cgroup"]).args(words);
+    command.env("XDG_RUNTIME_DIR", &directory.to_string_lossy())
+}
+
 fn run(t: &Test, bundle: &Bundle<'_>) -> Result {
     bundle.write()?;
     t.delete_at_end(&bundle.id);
     let directory = bundle.directory.to_string_lossy().into_owned();
-    t.command([
-        "--systemd-cgroup",
-        "run",
-        "--detach",
-        "--bundle",
-        &directory,
-        &bundle.id,
-    ])
-    .run()?
-    .ok()?;
+    driven(t, &["run", "--detach", "--bundle", &directory, &bundle.id])
+        .run()?
+        .ok()?;
     Ok(())
 }
 
@@ -129,19 +130,13 @@ test!(
         ensure!(read("pids.max")?.trim() == "50");
         ensure!(manager.property(&name, "ActiveState")? == "active");
         ensure!(manager.property(&name, "TasksMax")? == "50");
-        let verb = |words: &[&str]| -> Result<_> {
-            t.command(["--systemd-cgroup"])
-                .args(words)
-                .args([&bundle.id])
-                .run()?
-                .ok()
-        };
+        let verb = |words: &[&str]| driven(t, words).args([&bundle.id]).run()?.ok();
         verb(&["update", "--pids-limit", "40"])?;
         ensure!(read("pids.max")?.trim() == "40");
         ensure!(manager.property(&name, "TasksMax")? == "40");
         verb(&["pause"])?;
         verb(&["resume"])?;
-        t.command(["--systemd-cgroup", "exec", &bundle.id, "cat", "/proc/self/cgroup"])
+        driven(t, &["exec", &bundle.id, "cat", "/proc/self/cgroup"])
             .run()?
             .prints("0::/")?;
         verb(&["delete", "--force"])?;
@@ -159,9 +154,7 @@ test!(
         run(t, &bundle)?;
         let directory = cgroup_of(&manager.unit).join("a.slice/a-b.slice/p-name.scope");
         ensure!(!fs::read_to_string(directory.join("cgroup.procs"))?.is_empty());
-        t.command(["--systemd-cgroup", "delete", "--force", &bundle.id])
-            .run()?
-            .ok()?;
+        driven(t, &["delete", "--force", &bundle.id]).run()?.ok()?;
         ensure!(!directory.exists());
         Ok(())
     }
@@ -177,9 +170,7 @@ test!(
         let bundle = user.bundle(t)?.sleeper();
         bundle.write()?;
         let directory = bundle.directory.to_string_lossy().into_owned();
-        let output = t
-            .command(["--systemd-cgroup", "run", "--bundle", &directory, &bundle.id])
-            .run()?;
+        let output = driven(t, &["run", "--bundle", &directory, &bundle.id]).run()?;
         output.fails_with(&["no systemd of user", "XDG_RUNTIME_DIR"])?;
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs::{self, File};
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -72,6 +73,9 @@ impl<'t> Docker<'t> {
             programs,
             process: RefCell::default(),
         };
+        // What BuildKit runs, whatever the default runtime is.
+        fs::create_dir(docker.own_bin())?;
+        symlink(&t.rtc, docker.own_bin().join("runc"))?;
         docker.configure(settings)?;
         docker.start_daemon()?;
         let archive = docker.engine.archive()?;
@@ -138,7 +142,8 @@ impl<'t> Docker<'t> {
         command
             .arg("--config-file")
             .arg(self.directory.join("daemon.json"));
-        command.env("PATH", self.programs.path_variable());
+        let path = format!("{}:{}", self.own_bin().display(), self.programs.path_variable());
+        command.env("PATH", path);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         // Not the test's: a terminal's signals are none of its business.
         command.process_group(0);
@@ -148,6 +153,11 @@ impl<'t> Docker<'t> {
             Ok((self.engine.call(&["version"])?.code == 0).then_some(()))
         })
         .with_context(|| self.last_words())
+    }
+
+    /// First in dockerd's `PATH`.
+    fn own_bin(&self) -> PathBuf {
+        self.directory.join("bin")
     }
 
     /// dockerd's pid.
@@ -180,7 +190,12 @@ impl<'t> Docker<'t> {
         until("nothing left of Docker's containers", || {
             Ok(self.leftovers().is_empty().then_some(()))
         })
-        .with_context(|| format!("left: {:?}", self.leftovers()))
+        .with_context(|| format!("left: {:?}", self.leftovers()))?;
+        for directory in self.engine.t.cgroup.directories()? {
+            // BuildKit's parent of its steps' cgroups, which no runtime removes.
+            let _ = fs::remove_dir(directory.join("buildkit"));
+        }
+        Ok(())
     }
 
     fn leftovers(&self) -> Vec<String> {

@@ -17,6 +17,7 @@ use crate::wait::until;
 pub(crate) const IMAGE: &str = "busybox";
 
 /// One that is ready to be called.
+#[derive(Clone)]
 pub(crate) struct Engine<'t> {
     pub(crate) t: &'t Test,
     /// `docker` or `podman`.
@@ -133,6 +134,17 @@ impl<'t> Engine<'t> {
         };
         let path = of("memory").or_else(|| of("")).with_context(|| text.clone())?;
         Ok(Cgroup { path })
+    }
+
+    /// The same with this variable.
+    pub(crate) fn with_variable(&self, name: &str, value: &str) -> Self {
+        let mut environment = self.environment.clone();
+        environment.retain(|(other, _)| other != name);
+        environment.push((name.to_owned(), value.to_owned()));
+        Self {
+            environment,
+            ..self.clone()
+        }
     }
 
     /// An archive of the busybox root, to import.

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 
 use super::engine::IMAGE;
 use super::{Engine, last_capability, root_is_whole};
@@ -290,10 +290,7 @@ pub(crate) fn builds(engine: &Engine<'_>, flags: &[&str]) -> Result {
     )?;
     let missing = build("broken")?;
     ensure!(missing.code != 0, "{missing}");
-    missing
-        .stderr
-        .to_lowercase()
-        .find("no such file")
-        .with_context(|| missing.to_string())
-        .map(drop)
+    let said = missing.stderr.to_lowercase() + &missing.stdout.to_lowercase();
+    ensure!(said.contains("no such file"), "{missing}");
+    Ok(())
 }

@@ -31,7 +31,7 @@ works() {
 # Nobody helps: static pods are started again by the kubelet, the kubelet and the CRI server by the node's first process.
 test_each_component_is_killed_and_the_cluster_comes_back() {
   local name before
-  declare -A processes=([server]='(rtc-cri|containerd) --config' [kubelet]='^ *[0-9]+ kubelet '
+  declare -A processes=([server]="--config $DIRECTORY/server.toml" [kubelet]='^ *[0-9]+ kubelet '
     [scheduler]='^ *[0-9]+ kube-scheduler ' [controllers]='^ *[0-9]+ kube-controller-manager ' [proxy]='kube-proxy --config'
     [dns]='^ *[0-9]+ /coredns ' [api]='^ *[0-9]+ kube-apiserver ' [etcd]='^ *[0-9]+ etcd ')
   pod steady "$STAY" | apply

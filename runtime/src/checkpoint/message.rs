@@ -311,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_what_protoc_makes_of_it() {
+    fn a_request_has_the_bytes_of_its_fields() {
         let options = Message::default()
             .number(option::IMAGES_DIR_FD, 300)
             .flag(option::LEAVE_RUNNING, true)

@@ -131,10 +131,6 @@ impl Mounted {
         }
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the host's /proc, asked for a descriptor of ours"
-    )]
     fn find(&self, path: &str) -> Result<Option<(OwnedFd, String)>> {
         let path = InsidePath::new(Path::new(path))?;
         let found = match self.0.open(&path, 0, Links::Follow) {

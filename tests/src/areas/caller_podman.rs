@@ -21,14 +21,14 @@ test!(
             let path = t.rtc.display().to_string();
             let by_path = engine
                 .command(["--runtime", &path, "run", "--rm"])
-                .args(&podman.creating());
+                .args(podman.creating());
             by_path
                 .args(["busybox", "echo", "by path"])
                 .run()?
                 .prints("by path")?;
             let missing = engine
                 .command(["--runtime", &path, "run", "--rm"])
-                .args(&podman.creating());
+                .args(podman.creating());
             missing.args(["busybox", "nosuch"]).run()?.code(127)?;
             let info = engine.call(&[
                 "info",
@@ -229,7 +229,7 @@ test!(
                 "--share",
                 "net,ipc,uts,pid",
             ];
-            engine.command(create).args(&podman.creating()).run()?.ok()?;
+            engine.command(create).args(podman.creating()).run()?.ok()?;
             let name = t.id();
             engine
                 .call(&[

@@ -78,7 +78,7 @@ test!(
         let mut container = checkpoints.start(&[])?;
         for round in 0..2 {
             let before = numbers(&container)?;
-            let background = "sleep 1000 </dev/null >/dev/null 2>&1 & echo $!";
+            let background = "sleep 1000000 </dev/null >/dev/null 2>&1 & echo $!";
             let pid = container
                 .exec(&["sh", "-c", background])?
                 .ok()?

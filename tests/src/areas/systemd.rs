@@ -636,11 +636,11 @@ test!(
         needs_systemd(t)?;
         let (bundle, name, directory) = scope(t, json!({}));
         create(t, &bundle)?;
-        let output = driven(t, &["delete", "--force", &bundle.id])
+        // With a warning, where it is not done before systemd has seen the end by itself.
+        driven(t, &["delete", "--force", &bundle.id])
             .env("DBUS_SYSTEM_BUS_ADDRESS", &bus(t, b"REJECTED\r\n")?)
             .run()?
             .ok()?;
-        ensure!(output.stderr.contains(&name), "{output}");
         ensure!(!directory.exists());
         until("the unit to be forgotten", || {
             Ok((property(&name, "LoadState")? == "not-found").then_some(()))

@@ -1,8 +1,8 @@
 //! The benchmark of OCI runtimes on cgroup v2 with each driver of cgroups, by turns: what `hack/bench/run` measures on the
 //! host, where there is no systemd.
 //!
-//! CPU is user and system time of the runtime and of what it waited for; what systemd itself does for it is in wall time
-//! alone. Nothing here asserts.
+//! CPU is user and system time of the runtime and of what it waited for, the mean: a kernel may count it in ticks of 10 ms.
+//! What systemd itself does for it is in wall time alone, the median. Nothing here asserts.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -28,8 +28,6 @@ struct Contestant {
     name: &'static str,
     test: Test,
     rows: Vec<(&'static str, Vec<(f64, f64)>)>,
-    /// The bundle of a container that runs.
-    running: PathBuf,
 }
 
 /// `rtc-tests bench-drivers ROUNDS`; `$RTC` is ours.
@@ -76,7 +74,6 @@ fn contestant(base: &Path, driver: &str, name: &'static str, program: &str) -> R
         name,
         test,
         rows: Vec::new(),
-        running: PathBuf::new(),
     })
 }
 
@@ -95,23 +92,30 @@ fn measure(contestants: &mut [Contestant], rounds: usize) -> Result {
         contestant.rows.iter_mut().for_each(|(_, samples)| {
             samples.remove(0);
         });
-        contestant.verb(None, &["delete", "--force", "running"])?;
+        let running = contestant.running();
+        contestant.verb(None, &["delete", "--force", &running])?;
     }
     Ok(())
 }
 
 impl Contestant {
+    fn running(&self) -> String {
+        format!("{}-running", self.name)
+    }
+
     /// A container that runs all the time.
     fn begin(&mut self) -> Result {
-        let bundle = Bundle::at(&self.test, self.test.path("running"), "running")?.sleeper();
+        let running = self.running();
+        let bundle = Bundle::at(&self.test, self.test.path("running"), &running)?.sleeper();
         bundle.write()?;
-        self.running = bundle.directory.clone();
-        let directory = self.running.to_string_lossy().into_owned();
-        self.verb(None, &["run", "--detach", "--bundle", &directory, "running"])
+        let directory = bundle.directory.to_string_lossy().into_owned();
+        self.verb(None, &["run", "--detach", "--bundle", &directory, &running])
     }
 
     fn round(&mut self, round: usize) -> Result {
-        let id = format!("c{round}");
+        // systemd's names are the same for all.
+        let id = format!("{}-{round}", self.name);
+        let running = self.running();
         let (directory, pid_file) = {
             let bundle = Bundle::at(&self.test, self.test.path("bundle"), &id)?.args(&["true"]);
             bundle.write()?;
@@ -130,9 +134,9 @@ impl Contestant {
             Ok((!Path::new(&process).exists()).then_some(()))
         })?;
         self.verb(Some("delete"), &["delete", &id])?;
-        self.verb(Some("exec"), &["exec", "running", "true"])?;
+        self.verb(Some("exec"), &["exec", &running, "true"])?;
         let limit = (100 + round).to_string();
-        self.verb(Some("update"), &["update", "--pids-limit", &limit, "running"])?;
+        self.verb(Some("update"), &["update", "--pids-limit", &limit, &running])?;
         fs::remove_dir_all(&directory)?;
         Ok(())
     }
@@ -180,10 +184,14 @@ fn cpu() -> Result<Duration> {
     Ok(time(usage.user_time()) + time(usage.system_time()))
 }
 
-fn median(samples: &[(f64, f64)], of: fn(&(f64, f64)) -> f64) -> f64 {
-    let mut values: Vec<f64> = samples.iter().map(of).collect();
+fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn mean(values: Vec<f64>) -> f64 {
+    let count = u32::try_from(values.len()).unwrap_or(u32::MAX);
+    values.into_iter().sum::<f64>() / f64::from(count)
 }
 
 fn print(driver: &str, contestants: &[Contestant]) {
@@ -199,10 +207,8 @@ fn print(driver: &str, contestants: &[Contestant]) {
             .iter()
             .filter_map(|contestant| contestant.rows.get(index))
             .map(|(_, samples)| {
-                let (wall, cpu) = (
-                    median(samples, |sample| sample.0),
-                    median(samples, |sample| sample.1),
-                );
+                let wall = median(samples.iter().map(|sample| sample.0).collect());
+                let cpu = mean(samples.iter().map(|sample| sample.1).collect());
                 format!("{wall:.1} / **{cpu:.1}**")
             })
             .collect();

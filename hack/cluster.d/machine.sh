@@ -12,7 +12,7 @@ check_machine() {
   grep -qE '^[^ ]+ [^ ]+ cgroup2? ' /proc/mounts || missing+=('a cgroup file system: mount cgroup2 at /sys/fs/cgroup')
   grep -qw overlay /proc/filesystems || modprobe overlay 2>/dev/null || missing+=('overlayfs: modprobe overlay')
   case $DIRECTORY in
-    /var/lib/* | /var/log/* | /etc/* | /usr/* | /run/* | /var/run/* | [!/]*)
+    /var/lib* | /var/log* | /etc* | /usr* | /run* | /var/run* | [!/]*)
       missing+=("another directory: RTC_CLUSTER=$DIRECTORY is where the node has its own, or not absolute")
       ;;
   esac
@@ -71,9 +71,15 @@ cgroup_directories() { hierarchies | sed "s|\$|$1|"; }
 
 # $CGROUP, below which the kubelet makes its own, and in it `node` for all that is no pod.
 make_cgroups() {
-  local root file
+  local root file controller
   CGROUP=/rtc-cluster-$$
-  if is_unified; then echo '+cpu +cpuset +memory +pids +io' >/sys/fs/cgroup/cgroup.subtree_control; fi
+  echo "CGROUP=$CGROUP" >"$DIRECTORY/settings" # for `down`, should the rest fail
+  if is_unified; then
+    for controller in cpu cpuset memory pids io; do
+      ! grep -qw "$controller" /sys/fs/cgroup/cgroup.controllers ||
+        echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control
+    done
+  fi
   for root in $(hierarchies); do
     mkdir -p "$root$CGROUP"
     # Of v1: a new one has none, and nothing can run in it.

@@ -58,3 +58,17 @@ test_a_wrong_call_or_machine_is_said_and_nothing_is_left() {
   contains 'no namespaces' "$(RTC_CLUSTER=$nowhere said setpriv --bounding-set -sys_admin "$ROOT/hack/cluster" up)" CAP_SYS_ADMIN
   [ ! -e "$nowhere" ] || fail "$nowhere is there"
 }
+
+test_a_directory_that_no_cluster_made_is_neither_removed_nor_believed() {
+  local foreign=/var/tmp/rtc-cluster-foreign verb
+  mkdir -m 755 "$foreign"
+  echo 'touch /var/tmp/rtc-cluster-foreign/run' >"$foreign/settings"
+  for verb in up down status; do
+    contains "$verb" "$(RTC_CLUSTER=$foreign said "$ROOT/hack/cluster" "$verb")" "no cluster's"
+  done
+  touch "$foreign/.rtc-cluster"
+  chmod 777 "$foreign"
+  contains 'writable by all' "$(RTC_CLUSTER=$foreign said "$ROOT/hack/cluster" down)" "no cluster's"
+  equal 'what is there' "$(ls "$foreign")" settings
+  rm -r "$foreign"
+}

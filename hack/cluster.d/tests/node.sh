@@ -45,7 +45,10 @@ test_each_component_is_killed_and_the_cluster_comes_back() {
   done
   eventually 120 system_is_ready
 }
-system_is_ready() { ! kube -n kube-system get pods --no-headers | grep -v -E ' 1/1 +Running'; }
+system_is_ready() {
+  local pods
+  pods=$(kube -n kube-system get pods --no-headers) && [ -n "$pods" ] && ! grep -vqE ' 1/1 +Running' <<<"$pods"
+}
 
 # A shim that is killed takes its own pod's containers with it, and the kubelet starts them again; no other pod is touched.
 test_a_killed_shim_costs_its_own_pod_alone() {

@@ -9,6 +9,8 @@
 //! What is in the container now is hostile: nothing of it is trusted, its `/proc` least.
 
 use std::ffi::CString;
+use std::fs::File;
+use std::io::Read as _;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -80,7 +82,7 @@ impl Hot {
             });
             if let Err(error) = added {
                 for path in attached.iter().rev() {
-                    // What the container has done to it meanwhile is its own.
+                    // It may be elsewhere by now: what the container moved is left to it.
                     let _ = remove(&root, path, descriptors);
                 }
                 return Err(error).with_context(|| format!("mount {destination}"));
@@ -99,6 +101,11 @@ fn plan_one(planner: &mut Planner<'_>, mount: &Mount) -> Result<Planned> {
     }
     if !options.bind && OF_THE_OPENER.contains(&fs_type) {
         bail!("type: {fs_type:?}: can't be added to a running container: it would show what is the host's");
+    }
+    if options.copy_up {
+        bail!(
+            "options: tmpcopyup: what is copied would be changed meanwhile by the container: copy it from inside"
+        );
     }
     if options.copy_symlink {
         bail!("options: copy-symlink: only a mount can be added to a running container");
@@ -126,6 +133,47 @@ impl Descriptors {
             openat2(sys::cwd(), c"/proc/self/fd", flags, 0).call(|| "openat2(\"/proc/self/fd\")".into())?;
         Ok(Descriptors(fd))
     }
+
+    /// Of a mount of one of the kernel's own file systems, or one that covers a part of one (a masked or read-only path):
+    /// which. Both are named by the number of the mount, not by paths.
+    fn confining(&self, mount: &OwnedFd) -> Result<Option<String>> {
+        let information = self.read(&format!("../fdinfo/{}", mount.as_raw_fd()))?;
+        let number = information
+            .lines()
+            .find_map(|line| line.strip_prefix("mnt_id:"))
+            .context("fdinfo: mnt_id is missing")?
+            .trim();
+        Ok(confining(&self.read("../mountinfo")?, number))
+    }
+
+    fn read(&self, path: &str) -> Result<String> {
+        let fd = openat2(&self.0, &CString::new(path)?, libc::O_RDONLY, 0)
+            .call(|| format!("openat2(\"/proc/self/fd/{path}\")"))?;
+        let mut text = String::new();
+        File::from(fd).read_to_string(&mut text)?;
+        Ok(text)
+    }
+}
+
+/// The kernel's file system in `mountinfo` (proc(5)) of which this mount is one, or in which it is mounted.
+fn confining(mountinfo: &str, number: &str) -> Option<String> {
+    let line = |number: &str| {
+        mountinfo
+            .lines()
+            .map(|line| line.split(' ').collect::<Vec<_>>())
+            .find(|fields| fields.first() == Some(&number))
+    };
+    let kind = |fields: &[&str]| {
+        let dash = fields.iter().position(|field| *field == "-")?;
+        fields.get(dash + 1).map(|kind| (*kind).to_owned())
+    };
+    let own = line(number)?;
+    let below = own.get(1).and_then(|parent| line(parent));
+    let kinds = [kind(&own), below.and_then(|fields| kind(&fields))];
+    kinds
+        .into_iter()
+        .flatten()
+        .find(|kind| OF_THE_OPENER.contains(&kind.as_str()))
 }
 
 /// In the child, in the container's mount namespace: removes the mounts at these destinations, the last one first.
@@ -144,7 +192,7 @@ pub fn detach(root: OwnedFd, mounts: &[Mount], descriptors: &Descriptors) -> Res
         if path.is_root() {
             bail!("mounts[{index}].destination: /: the root filesystem can't be removed");
         }
-        root.open(path, 0, Links::Follow)
+        root.open(path, 0, Links::Refuse)
             .map_err(|errno| open_error(path, errno))
             .with_context(|| format!("mounts[{index}]"))?;
     }
@@ -154,10 +202,14 @@ pub fn detach(root: OwnedFd, mounts: &[Mount], descriptors: &Descriptors) -> Res
     Ok(())
 }
 
+/// The container chooses what a path leads to: never over a link, and never to what confines it.
 fn remove(root: &Root, path: &InsidePath, descriptors: &Descriptors) -> Result<()> {
     let mount = root
-        .open(path, 0, Links::Follow)
+        .open(path, 0, Links::Refuse)
         .map_err(|errno| open_error(path, errno))?;
+    if let Some(kind) = descriptors.confining(&mount)? {
+        bail!("{path}: is a mount of {kind}, or in one: it confines the container, and stays");
+    }
     fchdir(&descriptors.0).call(|| "fchdir(\"/proc/self/fd\")".into())?;
     let number = CString::new(mount.as_raw_fd().to_string())?;
     sys::detach(&number).map_err(|errno| {
@@ -172,4 +224,21 @@ fn remove(root: &Root, path: &InsidePath, descriptors: &Descriptors) -> Result<(
         }
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_covers_a_part_of_the_kernels_file_systems_confines() {
+        let mountinfo = "30 1 0:20 / / rw - overlay overlay rw\n31 30 0:21 / /proc rw shared:1 - proc proc rw\n\
+                         32 31 0:21 /sys /proc/sys ro - proc proc rw\n33 31 0:5 /null /proc/kcore rw - tmpfs tmpfs rw\n\
+                         34 30 8:1 /volume /data rw - ext4 /dev/sda rw\n";
+        let kind = |number| confining(mountinfo, number);
+        for confines in ["31", "32", "33"] {
+            assert_eq!(kind(confines).as_deref(), Some("proc"), "{confines}");
+        }
+        assert_eq!((kind("34"), kind("30"), kind("99")), (None, None, None));
+    }
 }

@@ -153,6 +153,26 @@ test!(
 );
 
 test!(
+    fn what_confines_a_container_is_never_removed_wherever_it_leads(t: &Test) -> Result {
+        let volume = volume(t)?;
+        let container = t.bundle().writable().sleeper().start()?;
+        let added = json!([bind(&volume, "/mnt/data", &["bind"])]);
+        mounts(t, "add", &container, &added)?.ok()?;
+        let script = "mv /mnt /old && mkdir /mnt && ln -s /proc /mnt/data";
+        container.exec(&["sh", "-c", script])?.ok()?;
+        let before = container.exec(&["cat", "/proc/self/mountinfo"])?.ok()?.stdout;
+        mounts(t, "remove", &container, &added)?.fails_naming(&["/mnt/data"])?;
+        for path in ["/proc", "/proc/sys", "/sys", "/dev/pts"] {
+            let list = json!([{"destination": path}]);
+            mounts(t, "remove", &container, &list)?.fails_naming(&[path, "confines"])?;
+        }
+        let after = container.exec(&["cat", "/proc/self/mountinfo"])?.ok()?.stdout;
+        ensure!(before == after, "{before}\n{after}");
+        Ok(())
+    }
+);
+
+test!(
     fn of_mounts_that_cannot_all_be_added_none_stays(t: &Test) -> Result {
         let volume = volume(t)?;
         let container = t.bundle().writable().sleeper().start()?;
@@ -167,6 +187,10 @@ test!(
             (bind(&volume, "/", &["bind"]), "destination"),
             (bind(&volume, "/x", &["bind", "remount", "ro"]), "remount"),
             (bind(&volume, "/x", &["bind", "size=1m"]), "size=1m"),
+            (
+                json!({"destination": "/x", "type": "tmpfs", "source": "x", "options": ["tmpcopyup"]}),
+                "tmpcopyup",
+            ),
             (
                 json!({"destination": "/x", "type": "proc", "source": "proc"}),
                 "proc",

@@ -253,7 +253,16 @@ impl Start<'_> {
         }
         // Also what our caller left open: none of it is for what is restored.
         fd::close_all_but(next, &[tell.as_fd().as_raw_fd()])?;
-        let error = Command::new(program).args(["swrk", "3"]).exec();
+        // It obeys files that $HOME and $CRIU_CONFIG_FILE lead to, with programs to run.
+        let error = Command::new(program)
+            .args(["swrk", "3"])
+            .env_clear()
+            .env(
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            )
+            .env("HOME", "/root")
+            .exec();
         Err(error).with_context(|| format!("execute {}", program.display()))
     }
 }

@@ -63,10 +63,17 @@ impl Directory {
         let fd = open(&path, flags, Mode::empty())
             .call(|| format!("open({path:?})"))
             .with_context(|| flag.to_owned())?;
-        let mode = nix::sys::stat::fstat(&fd).call(|| "fstat".into())?.st_mode;
-        if mode & 0o002 != 0 && mode & libc::S_ISVTX == 0 {
+        let found = nix::sys::stat::fstat(&fd).call(|| "fstat".into())?;
+        if found.st_mode & 0o002 != 0 {
             bail!(
                 "{flag} {path:?}: every user may write to it: must be writable by its owner alone (chmod 700)"
+            );
+        }
+        let own = nix::unistd::geteuid().as_raw();
+        if found.st_uid != own && found.st_uid != 0 {
+            bail!(
+                "{flag} {path:?}: belongs to user {}: must be yours (user {own})",
+                found.st_uid
             );
         }
         Ok(Self { fd, path })

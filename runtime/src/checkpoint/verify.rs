@@ -11,9 +11,12 @@
 //! | namespaces | its own where one is to be made, that which is joined where there is a path |
 //! | id maps | `linux.uidMappings`, `linux.gidMappings` |
 //!
-//! A process that has ended is not looked at, nor is the cgroup namespace where CRIU was told to leave cgroups alone. Not compared: which filter, which user, and what the memory holds.
+//! A process that has ended is not looked at, nor is the cgroup namespace where CRIU was told to leave cgroups alone. Not compared: which filter, which
+//! user, the profile of a security module, which paths are masked or read-only, and what the memory holds: an image is as trusted as the
+//! configuration, and is kept where nobody else writes.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, bail};
@@ -67,13 +70,26 @@ pub(super) fn verify(
         if namespace_of(*pid, "user").is_ok_and(|own| own != user) && *pid != init {
             continue;
         }
-        let path = format!("/proc/{pid}/status");
-        let Ok(status) = fs::read_to_string(&path) else {
-            continue;
-        };
-        limits
-            .check(&status)
-            .with_context(|| format!("process {pid} of the image"))?;
+        check_threads(&limits, *pid).with_context(|| format!("process {pid} of the image"))?;
+    }
+    Ok(())
+}
+
+/// Each thread has capabilities and a filter of its own.
+fn check_threads(limits: &Limits, pid: Pid) -> Result<()> {
+    let path = format!("/proc/{pid}/task");
+    let threads = match fs::read_dir(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()), // it has ended
+        threads => threads.with_context(|| path.clone())?,
+    };
+    for thread in threads {
+        let path = thread.with_context(|| path.clone())?.path().join("status");
+        match fs::read_to_string(&path) {
+            Ok(status) => limits.check(&status)?,
+            Err(error)
+                if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => {}
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        }
     }
     Ok(())
 }

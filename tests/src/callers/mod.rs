@@ -51,7 +51,9 @@ impl Programs {
         let unpacked = std::env::var_os("PEERS").map(|peers| PathBuf::from(peers).join("callers"));
         let unpacked = unpacked.filter(|directory| directory.join("bin").join(program).exists());
         let found = Self { unpacked };
-        if found.path(program).is_err() {
+        if let Err(missing) = found.path(program) {
+            // With the other peers it has to be there.
+            ensure!(std::env::var_os("PEERS").is_none(), "{missing}: hack/peers build");
             t.skip(format!("no {program} (hack/peers build)"))?;
         }
         Ok(found)

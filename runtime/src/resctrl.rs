@@ -106,17 +106,26 @@ impl Group {
         let exists = make_directory(&self.path)?;
         // Somebody else has made it since it was planned.
         self.owned &= !exists;
+        let filled = self.fill(config, &lines, exists, process);
+        if filled.is_err() && !exists && !self.owned {
+            // A shared one that has not got what it should have: the next would find it with other schemata.
+            let _ = fs::remove_dir(&self.path);
+        }
+        filled
+    }
+
+    fn fill(&self, config: &LinuxIntelRdt, lines: &[&str], exists: bool, process: Pid) -> Result<()> {
         if exists && config.clos_id().as_deref().is_some_and(|name| !name.is_empty()) {
             let path = self.path.join("schemata");
             let there = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-            schemata::compare(&lines, &there).with_context(|| {
+            schemata::compare(lines, &there).with_context(|| {
                 format!(
                     "linux.intelRdt: the group {} is there with other schemata",
                     self.path.display()
                 )
             })?;
         }
-        self.write_schemata(&lines)?;
+        self.write_schemata(lines)?;
         write_task(&self.path, process.as_raw())?;
         if let Some(monitoring) = &self.monitoring {
             make_directory(monitoring).context("linux.intelRdt.enableMonitoring")?;
@@ -272,8 +281,9 @@ fn root() -> Result<PathBuf> {
 fn mount_point(line: &str) -> Option<PathBuf> {
     let (before, after) = line.split_once(" - ")?;
     let mut kind = after.split(' ');
-    let (fs_type, source) = (kind.next()?, kind.next()?);
-    if fs_type != "resctrl" && (fs_type, source) != ("fuse", "resctrl") {
+    let (fs_type, source, options) = (kind.next()?, kind.next()?, kind.next()?);
+    let by_root = || options.split(',').any(|option| option == "user_id=0");
+    if fs_type != "resctrl" && !((fs_type, source) == ("fuse", "resctrl") && by_root()) {
         return None;
     }
     let point = before.split(' ').nth(4)?;

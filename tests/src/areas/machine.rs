@@ -276,6 +276,12 @@ test!(
             .run()?
             .fails_naming(&["gold"])?;
         ensure!(!resctrl.path.join("gold").exists());
+        // A value that is refused leaves no group that would refuse the right one.
+        with_rdt(t, json!({"closID": "gold", "schemata": ["L3:0=nonsense"]}))
+            .command("create", &[])?
+            .run()?
+            .fails_naming(&["L3:0=nonsense"])?;
+        ensure!(!resctrl.path.join("gold").exists());
         let first = with_rdt(t, json!({"closID": "gold", "schemata": ["L3:0=f0", "MB:1=30"]}));
         let first = first.start()?;
         let second = with_rdt(t, json!({"closID": "gold", "l3CacheSchema": "L3:0=0f0"})).start()?;

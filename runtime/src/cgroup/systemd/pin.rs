@@ -52,9 +52,7 @@ pub(super) fn pin(unit: &str, program: &OwnedFd) -> Result<PathBuf> {
     }
     let path = path(unit);
     // First beside it: systemd finds the one or the other.
-    let mut beside = path.clone().into_os_string();
-    beside.push(format!("~{}", std::process::id()));
-    let beside = PathBuf::from(beside);
+    let beside = beside(&path);
     let _ = std::fs::remove_file(&beside);
     bpf::pin(program, &beside)?;
     if let Err(error) = std::fs::rename(&beside, &path) {
@@ -62,6 +60,13 @@ pub(super) fn pin(unit: &str, program: &OwnedFd) -> Result<PathBuf> {
         return Err(error).with_context(|| format!("rename({beside:?}, {path:?})"));
     }
     Ok(path)
+}
+
+/// Where it is made. One name for each unit, so that `unpin` finds what a runtime that was killed has left.
+fn beside(path: &Path) -> PathBuf {
+    let mut beside = path.to_owned().into_os_string();
+    beside.push("~");
+    beside.into()
 }
 
 /// Whether a program is pinned for a unit.
@@ -72,7 +77,10 @@ pub(super) fn is_pinned(unit: &str) -> bool {
 /// Removes what is pinned for a unit, if anything is.
 pub(super) fn unpin(unit: &str) {
     // What is left is harmless, and the next container of this name takes its place.
-    let _ = std::fs::remove_file(path(unit));
+    let path = path(unit);
+    for pinned in [beside(&path), path] {
+        let _ = std::fs::remove_file(pinned);
+    }
 }
 
 #[cfg(test)]

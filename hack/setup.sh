@@ -28,6 +28,13 @@ die() {
 # usage: prints the comment at the head of the calling script.
 usage() { sed -n '2,/^$/ { /^#/ s/^# \{0,1\}//p }' "$0"; }
 
+# has_capability BIT: of capabilities(7), effective.
+has_capability() {
+  local mask
+  mask=$(sed -n 's/^CapEff:[[:space:]]*//p' /proc/self/status)
+  (((16#$mask >> $1) & 1))
+}
+
 need_root() { [ "$(id -u)" = 0 ] || die "needs root (you are user $(id -u)): sudo $0"; }
 
 # retry TIMES COMMAND...: until it succeeds, with a growing pause.

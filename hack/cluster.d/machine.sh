@@ -28,13 +28,6 @@ check_machine() {
   exit 1
 }
 
-# has_capability BIT: of capabilities(7), effective.
-has_capability() {
-  local mask
-  mask=$(sed -n 's/^CapEff:[[:space:]]*//p' /proc/self/status)
-  (((16#$mask >> $1) & 1))
-}
-
 # existing PATH: itself, or the nearest directory above that there is.
 existing() {
   local path=$1

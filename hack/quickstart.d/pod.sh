@@ -24,13 +24,6 @@ check_node() {
   exit 1
 }
 
-# has_capability BIT: of capabilities(7), effective.
-has_capability() {
-  local mask
-  mask=$(sed -n 's/^CapEff:[[:space:]]*//p' /proc/self/status)
-  (((16#$mask >> $1) & 1))
-}
-
 # make_image DIR: busybox as an image, laid out as a registry answers: any web server of files can be one.
 make_image() {
   local layer=$1/layer out=$1/v2/busybox config manifest diff_id

@@ -29,7 +29,7 @@ use orphans::InFlight;
 use run::Invocation;
 use scratch::{child_of, detached_tmpfs, listen, memory_file, path_of, receive_master};
 
-use super::{Create, Created, Exec, Started};
+use super::{CHECKPOINT, Create, Created, Exec, Started};
 use crate::error::{Error, Kind, Result};
 use crate::options::Options;
 use crate::{reaper, record, rootfs, worker};
@@ -42,8 +42,6 @@ const ROOT: &str = "/run/containerd/runc";
 const SLOW: Duration = Duration::from_secs(120);
 /// For what the kernel does by itself.
 const QUICK: Duration = Duration::from_secs(30);
-/// For what writes or reads the memory of a container.
-const CHECKPOINT: Duration = Duration::from_secs(600);
 
 /// The runtime and what it is told every time.
 #[derive(Debug)]

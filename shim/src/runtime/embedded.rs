@@ -28,7 +28,7 @@ use rtc_runtime::process::worker::Reporter;
 use rtc_runtime::rootless::Rootless;
 use tokio::io::Interest;
 
-use super::{Create, Created, Exec, Started};
+use super::{CHECKPOINT, Create, Created, Exec, Started};
 use crate::error::{Error, Kind, Result};
 use crate::io::ChildEnds;
 use crate::options::Options;
@@ -83,10 +83,11 @@ impl Embedded {
     }
 
     pub(super) async fn create(&self, create: Create) -> Result<Created> {
-        let working = worker::start(Some(borrowed(&create.stdio)), &[], |reporter| {
+        let restores = create.checkpoint.is_some();
+        let patience = restores.then_some(CHECKPOINT);
+        let working = worker::start_for(patience, Some(borrowed(&create.stdio)), &[], |reporter| {
             self.create_in_worker(&create, reporter)
         })?;
-        let restores = create.checkpoint.is_some();
         let Create {
             id, bundle, stdio, ..
         } = create;
@@ -367,10 +368,13 @@ impl Embedded {
             leave_running: !options.exit,
             ..DumpOptions::default()
         };
-        self.run("OCI runtime checkpoint failed", |root| {
-            checkpoint::checkpoint(root, id, &dump)
-        })
-        .await
+        // CRIU ends with the worker.
+        let working = worker::start_for(Some(CHECKPOINT), None, &[], |_| {
+            checkpoint::checkpoint(&self.state(), id, &dump).map(|()| Vec::new())
+        })?;
+        let outcome = worker::outcome(working).await.map_err(anyhow::Error::from);
+        let outcome = outcome.context("OCI runtime checkpoint failed");
+        outcome.map(drop).map_err(Error::from)
     }
 
     /// Runs a verb in a worker.

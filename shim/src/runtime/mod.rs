@@ -225,6 +225,9 @@ impl Runtime {
     }
 }
 
+/// How long writing or reading the memory of a container may take.
+const CHECKPOINT: Duration = Duration::from_secs(600);
+
 /// Where a checkpoint goes and where CRIU works: what the call says, else the options of the container, else `image`.
 fn checkpoint_paths<'a>(
     image: &'a Path,
